@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""`pvc node …`"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import options
+
+if TYPE_CHECKING:
+    from .connection import Cluster
+    from .rows import Row
+
+
+@click.group(no_args_is_help=True)
+def node() -> None:
+    """Manage the nodes of the cluster."""
+
+
+def memories(cluster: Cluster, uuids: list[str]) -> dict[str, int | None]:
+    """Memory in MiB of each VM; None where the definition cannot be read."""
+    from pvcd.cluster import definition, schema
+    from pvcd.cluster.errors import BadDefinition
+    values = cluster.store.raw_many([schema.domain_key(uuid, "xml") for uuid in uuids])
+    found: dict[str, int | None] = {}
+    for uuid in uuids:
+        try:
+            found[uuid] = definition.parse(values[schema.domain_key(uuid, "xml")].data).memory_mib
+        except BadDefinition:
+            found[uuid] = None
+    return found
+
+
+def _rows(cluster: Cluster, only: str | None = None) -> list[Row]:
+    from pvcd.cluster import schema
+
+    from . import objects, rows
+    view = cluster.store.view()
+    chosen = [objects.find_node(view, only)] if only else [view.nodes[name] for name in sorted(view.nodes)]
+    running = {uuid for record in chosen if isinstance(record.runningdomains, tuple) for uuid in record.runningdomains}
+    memory = memories(cluster, sorted(running))
+    states = cluster.store.raw_many([schema.node_key(record.name, "ipmistate") for record in chosen])
+    checks = {record.name: schema.decode_text(states[schema.node_key(record.name, "ipmistate")].data) for record in chosen}
+    return [rows.node_row(record, view, memory, rows.bmc_word(str(checks[record.name] or ""))) for record in chosen]
+
+
+@node.command("list")
+@options.with_format("pretty", "json", "name")
+@click.pass_context
+def list_(context: click.Context, form: str) -> None:
+    """List all nodes. Example: pvc node list"""
+    from . import rows
+    with options.opened(context) as cluster:
+        options.print_list(context, form, rows.NODE_COLUMNS, _rows(cluster))
+
+
+@node.command()
+@click.argument("name", metavar="[NODE]", required=False)
+@click.option("-l", "--long", is_flag=True, help="Also architecture, operating system, kernel and VMs.")
+@options.with_format("pretty", "json")
+@click.pass_context
+def info(context: click.Context, name: str | None, long: bool, form: str) -> None:
+    """Show one node (default: this host). Example: pvc node info hv1 -l"""
+    from . import objects, rows
+    with options.opened(context) as cluster:
+        row = _rows(cluster, name or options.default_node())[0]
+        names = objects.vm_names(cluster.store)
+        vms = sorted(names.get(uuid) or uuid for uuid in row["running"])
+        options.print_page(context, form, {**row, "running": vms}, rows.node_page(row, long, vms))
+
+
+def _order(context: click.Context, name: str | None, verb: str, wait: bool, timeout: float, **arguments: Any) -> None:
+    from pvcd.cluster import requests, schema
+
+    from . import objects, waiting
+    target = name or options.default_node()
+    wanted = schema.DomainState.FLUSHED if verb == "flush" else schema.DomainState.READY
+    with options.opened(context) as cluster:
+        view = cluster.store.view()
+        objects.find_node(view, target)
+        request = getattr(requests, verb)(view, target, **arguments)
+        options.apply(cluster, request, target, schema.node_key(target, "domainstate"))
+        if wait:
+            waiting.wait(cluster, waiting.for_node(cluster, target, wanted), timeout,
+                         [schema.node_key(target, "domainstate")])
+
+
+@node.command()
+@click.argument("name", metavar="[NODE]", required=False)
+@options.with_wait
+@click.pass_context
+def flush(context: click.Context, name: str | None, wait: bool, timeout: float) -> None:
+    """Send every VM of a node elsewhere, live. Example: pvc node flush hv1 --wait"""
+    _order(context, name, "flush", wait, timeout)
+
+
+@node.command()
+@click.argument("name", metavar="[NODE]", required=False)
+@click.option("--no-return", is_flag=True, help="VMs stay where they are.")
+@options.with_wait
+@click.pass_context
+def ready(context: click.Context, name: str | None, no_return: bool, wait: bool, timeout: float) -> None:
+    """Make a node ready for VMs again; its own come home. Example: pvc node ready hv1 --wait"""
+    _order(context, name, "ready", wait, timeout, bring_back=not no_return)
+
+
+node.add_command(ready, "unflush")

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""What many commands have in common: opening the cluster, output formats, waiting, and applying a request."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from pvcd.cluster.errors import Conflict, Refusal
+
+if TYPE_CHECKING:
+    from pvcd.cluster.requests import Request
+
+    from . import connection, formatters
+
+F = TypeVar("F", bound=Callable[..., Any])
+TIMEOUT_S = 300.0
+
+
+def opened(context: click.Context, initialised: bool = True) -> AbstractContextManager[connection.Cluster]:
+    from . import connection
+    return connection.opened(connection.place(context.obj["zookeeper"]), initialised)
+
+
+def default_node() -> str:
+    import socket
+    return socket.gethostname()
+
+
+def with_format(*kinds: str) -> Callable[[F], F]:
+    return click.option("-f", "--format", "form", type=click.Choice(kinds), default="pretty", show_default=True, help="Output format.")
+
+
+def with_wait(command: F) -> F:
+    timed = click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=TIMEOUT_S, show_default=True, metavar="SEC",
+                         help="With --wait: give up waiting after so long (exit code 124).")
+    return timed(click.option("-w", "--wait", "wait", is_flag=True, help="Wait until the cluster has done it.")(command))
+
+
+def print_list(context: click.Context, form: str, columns: Sequence[formatters.Column], found: Sequence[Mapping[str, Any]]) -> None:
+    from . import formatters
+    if form == "json":
+        click.echo(formatters.document(list(found)))
+    elif form == "name":
+        click.echo(formatters.names(found), nl=bool(found))
+    else:
+        click.echo(formatters.table(columns, found, context.obj["color"]), color=context.obj["color"])
+
+
+def print_page(context: click.Context, form: str, value: Mapping[str, Any], pairs: Sequence[tuple[str, Any]]) -> None:
+    from . import formatters
+    if form == "json":
+        click.echo(formatters.document(value))
+    else:
+        click.echo(formatters.page(pairs, context.obj["color"]), color=context.obj["color"])
+
+
+def apply(cluster: connection.Cluster, request: Request, subject: str, path: str | None = None, quiet: bool = False) -> None:
+    """Apply a request in one transaction, keep it in the history, and say what it does. A lost race names the new value."""
+    import time
+
+    from pvcd.cluster.history import Entry, record
+    from pvcd.cluster.schema import printable
+
+    from . import connection
+    try:
+        cluster.store.apply(request.changes)
+    except Conflict as lost:
+        now = cluster.store.raw(path or lost.path).data
+        became = "gone" if now is None else f"'{printable(now[:80])}'"
+        raise Refusal(f"{path or lost.path} changed meanwhile to {became},", "by another client or by the cluster; nothing was written.",
+                      "Look at it, and try again.") from lost
+    if request.changes:
+        now_utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        record(cluster.store, subject, Entry(now_utc, connection.who(), "ordered", request.says))
+    if not quiet:
+        click.echo(request.says)
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask on a terminal; without one the command acts, as scripts expect. Raises Refusal on anything but yes."""
+    if yes or not sys.stdin.isatty():
+        return
+    if not click.confirm(question):
+        raise Refusal("Nothing was done.")

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""Keeps one domain as the cluster wants it on this node: gather, plan, act, write back. Runs on a reconcile worker.
+
+The order of the reads matters: record and claim first, libvirt after them. What arrives here after the claim was read moves
+the claim, and the transaction that was decided on the old one fails; the other way round an answer "I do not have it" could
+be given while the guest has just arrived.
+"""
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .attempts import AttemptLog
+from .cluster import definition, schema
+from .cluster.claims import Actor
+from .cluster.errors import BadDefinition, Conflict, HypervisorError, HypervisorUnknown, OutcomeUnknown, Unreachable
+from .cluster.placement import unfit
+from .cluster.records import Check, Claim, ClaimRecord, DomainRecord, View
+from .cluster.schema import DomainState, VMState
+from .environment import Environment
+from .local import COPY, Local, Status
+from .planner import Level, Situation, Step, Timers, Verb, plan_domain
+
+SOON_S = 0.0
+ERROR_PAUSE_S = 5.0
+
+
+class VMInstance:
+    """One VM as this node sees it. Only one visit runs at a time (the reconciler sees to it), so there is no lock."""
+
+    def __init__(self, uuid: str, env: Environment) -> None:
+        self.uuid, self._env = uuid, env
+        self.claim = ClaimRecord(None, -1)
+        """as last read; others may look, for display and for the choice of what to visit"""
+        self.local = Local(Status.UNKNOWN)
+        self.known = True
+        """`/domains/<uuid>` was there at the last visit"""
+        self._attempts = AttemptLog()
+        self._told = ""
+        self._ran = False
+        self._migrating_since: float | None = None
+        self._ordered: tuple[str, int, float] | None = None
+        self._moved: tuple[int, float] | None = None
+        self._unclaimed_since: float | None = None
+        self._shutdown_since: float | None = None
+        self._resumed_at: float | None = None
+        self._first = True
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return ("domain", self.uuid)
+
+    @property
+    def held_here(self) -> bool:
+        """This node holds the claim, as last read."""
+        return isinstance(self.claim.value, Claim) and self.claim.value.node == self._env.node
+
+    @property
+    def _is_arriving(self) -> bool:
+        """A paused copy here is the half copy of a migration to this node, as far as was last read."""
+        claim = self.claim.value
+        return isinstance(claim, Claim) and claim.op is not None and claim.op.dest == self._env.node
+
+    def reconcile(self) -> float | None:
+        """One visit: at most one effect. Returns when to look again, in seconds."""
+        actor = self._env.actor()
+        if actor is None:
+            return None
+        try:
+            step = plan_domain(self._situation(actor))
+        except Unreachable:
+            return self._cut_off()
+        except OutcomeUnknown:
+            return 1.0
+        new = self._tell(step)
+        try:
+            return self._act(step, new)
+        except Conflict as lost:
+            # Our own fence was moved: the keepalive thread answers that within a moment; everything else is looked at again now.
+            return 1.0 if lost.path == schema.fence(actor.node) else SOON_S
+        except (Unreachable, OutcomeUnknown):
+            return 1.0
+
+    # ------------------------------------------------------------------------------------------------------- gather
+
+    def _situation(self, actor: Actor) -> Situation:
+        env = self._env
+        record, claim = env.store.domain_and_claim(self.uuid)
+        if record.exists and not claim.exists:
+            env.store.ensure_claim(self.uuid)
+            record, claim = env.store.domain_and_claim(self.uuid)
+        self.local = local = env.hypervisor.look(self.uuid)
+        self.claim, self.known = claim, record.exists
+        now = env.clock()
+        self._observe(actor, record, claim, local, now)
+        s = Situation(actor, record, claim, local, env.view(), self._timers(now), self._attempts.now(now),
+                      op_id=env.new_id())
+        return replace(s, unfit=self._why_unfit(s)) if self._asked_to_receive(s) else s
+
+    def _observe(self, actor: Actor, record: DomainRecord, claim: ClaimRecord, local: Local, now: float) -> None:
+        """Keep what the planner's timers and counters need: since when things are as they are."""
+        held = isinstance(claim.value, Claim) and actor.holds(claim.value)
+        op = claim.value.op if isinstance(claim.value, Claim) else None
+        wanted = held and op is None and record.state is VMState.START and record.hypervisor == actor.node
+        if self._first and held:
+            # A create call of an earlier process may still be on its way: what we held before is not believed absent at once.
+            self._attempts.unanswered(now)
+        self._first = False
+        if local.status is not Status.UNKNOWN:
+            present = local.status in COPY
+            if wanted and self._ran and not present:
+                self._attempts.death(now)
+            self._ran = present and wanted
+            self._attempts.seen(local.status is not Status.ABSENT, now)
+        if record.state not in (VMState.START, VMState.MIGRATE):
+            self._attempts.clear()
+        if local.status is not Status.MIGRATING:
+            self._migrating_since = None
+        elif self._migrating_since is None:
+            self._migrating_since = now
+        if claim.value is not None or record.state is not VMState.START or record.hypervisor != actor.node:
+            self._unclaimed_since = None
+        elif self._unclaimed_since is None:
+            self._unclaimed_since = now
+        self._observe_order(record, held and op is None, now)
+        if not local.job:
+            self._moved = None
+        elif self._moved is None or self._moved[0] != local.moved:
+            self._moved = (local.moved, now)
+        if local.status not in COPY or record.state not in (VMState.RESTART, VMState.SHUTDOWN):
+            self._shutdown_since = None
+        if local.status is not Status.IO_ERROR:
+            self._resumed_at = None
+        if op is None or op.dest != actor.node:
+            self._env.arrivals.release(self.uuid)
+        if op is None:
+            self._env.hypervisor.forget_call(self.uuid)
+
+    def _observe_order(self, record: DomainRecord, waiting: bool, now: float) -> None:
+        if not waiting or record.state is not VMState.MIGRATE:
+            self._ordered = None
+            return
+        order = (str(record.hypervisor), record.version("state"))
+        if self._ordered is None or self._ordered[:2] != order:
+            self._ordered = (*order, now)
+
+    def _timers(self, now: float) -> Timers:
+        def since(at: float | None) -> float | None:
+            return None if at is None else now - at
+        return Timers(self._env.tick_s, self._env.shutdown_timeout_s, since(self._migrating_since),
+                      since(self._ordered[2] if self._ordered else None), since(self._moved[1] if self._moved else None),
+                      since(self._unclaimed_since), since(self._shutdown_since), since(self._resumed_at))
+
+    def _asked_to_receive(self, s: Situation) -> bool:
+        claim = s.claim.value
+        return (isinstance(claim, Claim) and claim.node != s.me.node and claim.op is None and s.state is VMState.MIGRATE
+                and s.homed_here and s.local.status is Status.ABSENT)
+
+    def _why_unfit(self, s: Situation) -> str | None:
+        """Why this node cannot take the VM now, or None: then its memory is set aside until it has arrived."""
+        if self._env.stopping:
+            return "the daemon is being stopped"
+        why = unfit(s.view, s.me.node)
+        if why is not None and not self._comes_home(s.view):
+            return why
+        try:
+            found = definition.parse(self._env.store.xml(self.uuid).data)
+        except BadDefinition as error:
+            return str(error)
+        try:
+            guests = self._env.hypervisor.inventory()
+        except (HypervisorError, HypervisorUnknown) as error:
+            return f"libvirt: {error}"
+        if any(guest.name == found.name and guest.uuid != self.uuid for guest in guests):
+            return f"another VM of the name {found.name} runs here"
+        free = s.view.nodes[s.me.node].memfree_mib
+        if not isinstance(free, int):
+            return "free memory unknown"
+        if not self._env.arrivals.promise(self.uuid, found.memory_mib, free):
+            return f"needs {found.memory_mib} MiB of the {free} MiB free here"
+        return None
+
+    def _comes_home(self, view: View) -> bool:
+        """A node in `unflush` receives what it has called home, although it is not `ready` for others yet."""
+        return view.is_running(self._env.node) and view.nodes[self._env.node].domainstate is DomainState.UNFLUSH
+
+    # ---------------------------------------------------------------------------------------------------------- act
+
+    def _act(self, step: Step, new: bool) -> float | None:
+        """Apply the step's changes, then do its effect. Nothing is decided after an effect: the next visit looks.
+
+        `new`: the step differs from the last visit's, so it is kept in the history and with the VM.
+        """
+        if step.verb is Verb.CREATE:
+            return self._create(step)
+        acts = bool(step.changes) or step.verb is not Verb.NOTHING
+        if new and acts:
+            self._keep_reason(step)
+        if step.changes:
+            self._env.store.apply(step.changes)
+        if new and acts:
+            self._env.note(self.uuid, step.verb.value if step.verb is not Verb.NOTHING else "decided", step.reason)
+        if step.verb is Verb.NOTHING:
+            return SOON_S if any(not isinstance(change, Check) for change in step.changes) else step.again_s
+        try:
+            self._effect(step.verb)
+        except (HypervisorError, HypervisorUnknown) as error:
+            return self._failed(step, error)
+        self._env.mark_slow(self.key, False)
+        return SOON_S if step.again_s is None else step.again_s
+
+    def _keep_reason(self, step: Step) -> None:
+        """Before the words change: whoever waits for them reads the reason at once. It is only for people."""
+        if step.failed is not None or step.level in (Level.WARNING, Level.CRITICAL):
+            self._env.store.write_meta(self.uuid, {"reason": step.failed or step.reason, "at": self._env.utc()})
+
+    def _effect(self, verb: Verb) -> None:
+        hypervisor, now = self._env.hypervisor, self._env.clock()
+        if verb is Verb.SHUT_DOWN:
+            self._shutdown_since = now
+            hypervisor.shut_down(self.uuid)
+        elif verb is Verb.DESTROY:
+            hypervisor.destroy(self.uuid)
+        elif verb is Verb.RESUME:
+            self._resumed_at = now
+            hypervisor.resume(self.uuid)
+        elif verb is Verb.ABORT:
+            hypervisor.abort_migration(self.uuid)
+        elif verb is Verb.MIGRATE:
+            claim = self.claim.value
+            assert isinstance(claim, Claim) and claim.op is not None
+            hypervisor.start_migration(self.uuid, claim.op.id, claim.op.dest)
+
+    def _create(self, step: Step) -> float | None:
+        raw = self._env.store.xml(self.uuid).data
+        try:
+            found = definition.parse(raw)
+            if found.uuid != self.uuid:
+                raise BadDefinition(f"The definition is of another VM ({found.uuid}).")
+        except BadDefinition as error:
+            self._attempts.error(self._env.clock(), f"bad definition: {error}", permanent=True)
+            return SOON_S
+        assert raw is not None
+        self._env.store.apply(step.changes)
+        try:
+            self._env.hypervisor.create(raw.decode("utf-8"))
+        except HypervisorError as error:
+            self._attempts.error(self._env.clock(), str(error), error.permanent)
+            self._env.say(Level.WARNING, f"{self.uuid}: not started: {error}")
+            return SOON_S
+        except HypervisorUnknown as error:
+            self._attempts.unanswered(self._env.clock())
+            return self._failed(step, error)
+        self._env.note(self.uuid, "started", f"wanted on {self._env.node}")
+        return SOON_S
+
+    def _failed(self, step: Step, error: HypervisorError | HypervisorUnknown) -> float:
+        """An effect did not come about, or nobody knows: say so, look again later; the next visit decides afresh."""
+        if isinstance(error, HypervisorUnknown):
+            self._env.mark_slow(self.key, error.slow)
+        self._env.say(Level.WARNING, f"{self.uuid}: {step.verb.value}: {error}")
+        self._env.store.write_meta(self.uuid, {"reason": f"{step.verb.value}: {error}", "at": self._env.utc()})
+        return ERROR_PAUSE_S
+
+    def _cut_off(self) -> float:
+        """ZooKeeper does not answer. Nothing is touched, except a copy that is in doubt: paused by an outgoing migration for 2 ticks,
+        whoever was last read to hold the claim. Another copy may run, and libvirt would wake this one some 30 s after the pause.
+        """
+        self.local = local = self._env.hypervisor.look(self.uuid)
+        now = self._env.clock()
+        if local.status is not Status.MIGRATING or self._is_arriving:
+            self._migrating_since = None
+            return 1.0
+        if self._migrating_since is None:
+            self._migrating_since = now
+        if now - self._migrating_since >= 2 * self._env.tick_s:
+            self._env.say(Level.CRITICAL, f"{self.uuid}: cut off with a paused copy in doubt: it goes before libvirt wakes it")
+            try:
+                self._env.hypervisor.destroy(self.uuid)
+            except (HypervisorError, HypervisorUnknown) as error:
+                self._env.say(Level.WARNING, f"{self.uuid}: destroy: {error}")
+        return 1.0
+
+    def _tell(self, step: Step) -> bool:
+        """One line per change: a reason that stays the same is not repeated. True if the step is not the last visit's."""
+        text = f"{self.uuid}: {schema.printable(step.reason)}"
+        new, self._told = text != self._told, text
+        if new and step.level is not Level.QUIET:
+            self._env.say(step.level, text)
+        return new

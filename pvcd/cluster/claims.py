@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""Says who may move `/claims/<uuid>`, as changes: one function per row of the table of claims. Pure.
+
+A claim is the right to run a VM. It passes on by its holder's own transaction, or after proof that the holder is dead, and
+claim and migration operation share one key, so that one version arbitrates everything. Every transaction of an acting
+node checks its own fence (`mine`): as soon as anybody has moved `/fences/<me>`, none of them commits.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from . import schema
+from .records import FREE, Change, Check, Claim, ClaimRecord, Create, DomainRecord, FenceRecord, Operation, View, Write
+from .schema import OpPhase, VMState
+
+
+@dataclass(frozen=True)
+class Actor:
+    """The node that acts: its name, its incarnation, and the version of its fence when it last was `up`."""
+
+    node: str
+    inc: str
+    fence_version: int
+
+    @property
+    def mine(self) -> Check:
+        return Check(schema.fence(self.node), self.fence_version)
+
+    def holds(self, claim: Claim) -> bool:
+        return claim.node == self.node and claim.inc == self.inc
+
+
+def as_read(record: DomainRecord, *keys: str) -> list[Change]:
+    """Checks that `keys` (state and hypervisor by default) still hold what was read; a key that was absent is left out."""
+    return [Check(schema.domain_key(record.uuid, key), record.version(key))
+            for key in keys or ("state", "hypervisor") if key in record.versions]
+
+
+def order(record: DomainRecord, state: VMState | None = None, hypervisor: str | None = None,
+          lasthypervisor: str | None = None) -> list[Change]:
+    """Writes the given keys at the versions read, and checks `state` and `hypervisor` where they are not written."""
+    new = {"state": state and state.value, "hypervisor": hypervisor, "lasthypervisor": lasthypervisor}
+    changes: list[Change] = []
+    for key, value in new.items():
+        path = schema.domain_key(record.uuid, key)
+        if value is None:
+            changes += as_read(record, key) if key != "lasthypervisor" else []
+        elif key in record.versions:
+            changes.append(Write(path, value.encode(), record.version(key)))
+        else:
+            changes.append(Create(path, value.encode()))
+    return changes
+
+
+def holding(me: Actor, uuid: str, claim: ClaimRecord, record: DomainRecord) -> tuple[Change, ...]:
+    """The gate: nothing is written; it commits only if everything that was decided on is still so, at the leader."""
+    return (me.mine, Check(schema.claim(uuid), claim.version), *as_read(record))
+
+
+def _set(uuid: str, claim: ClaimRecord, new: Claim | None) -> Change:
+    return Write(schema.claim(uuid), new.encode() if new else FREE, claim.version)
+
+
+def _held(claim: ClaimRecord) -> Claim:
+    assert isinstance(claim.value, Claim), "decided on a claim that nobody holds"
+    return claim.value
+
+
+def _phase(claim: ClaimRecord, phase: OpPhase) -> Claim:
+    held = _held(claim)
+    assert held.op is not None, "decided on an operation that is not there"
+    return replace(held, op=replace(held.op, phase=phase))
+
+
+def acquire(me: Actor, record: DomainRecord, claim: ClaimRecord) -> tuple[Change, ...]:
+    """'' → {me}: wanted here; checks state and hypervisor."""
+    return (me.mine, *as_read(record), _set(record.uuid, claim, Claim(me.node, me.inc)))
+
+
+def adopt(me: Actor, uuid: str, claim: ClaimRecord) -> tuple[Change, ...]:
+    """'' → {me}: it runs here, whatever the record says."""
+    return (me.mine, _set(uuid, claim, Claim(me.node, me.inc)))
+
+
+def offer(me: Actor, record: DomainRecord, claim: ClaimRecord, op_id: str) -> tuple[Change, ...]:
+    """{S} → ready(me): this node has looked and can take the VM."""
+    op = Operation(op_id, OpPhase.READY, me.node, me.inc)
+    return (me.mine, *as_read(record), _set(record.uuid, claim, replace(_held(claim), op=op)))
+
+
+def withdraw(me: Actor, uuid: str, claim: ClaimRecord) -> tuple[Change, ...]:
+    """ready → null, by either side."""
+    return (me.mine, _set(uuid, claim, replace(_held(claim), op=None)))
+
+
+def begin(me: Actor, record: DomainRecord, claim: ClaimRecord) -> tuple[Change, ...]:
+    """ready → run: the start mark; the source calls libvirt after it."""
+    return (me.mine, *as_read(record), _set(record.uuid, claim, _phase(claim, OpPhase.RUN)))
+
+
+def take(me: Actor, uuid: str, claim: ClaimRecord) -> tuple[Change, ...]:
+    """run, query → {me}: the destination runs the guest."""
+    return (me.mine, _set(uuid, claim, Claim(me.node, me.inc)))
+
+
+def hand_over(me: Actor, uuid: str, claim: ClaimRecord) -> tuple[Change, ...]:
+    """run → {dest}: the source's call succeeded."""
+    op = _held(claim).op
+    assert op is not None
+    return (me.mine, _set(uuid, claim, Claim(op.dest, op.dinc)))
+
+
+def ask(me: Actor, uuid: str, claim: ClaimRecord, proof: tuple[Change, ...] = ()) -> tuple[Change, ...]:
+    """run → query: who has the guest? By the source, or by the janitor with the proof of the source's death."""
+    return (me.mine, *proof, _set(uuid, claim, _phase(claim, OpPhase.QUERY)))
+
+
+def answer_none(me: Actor, uuid: str, claim: ClaimRecord, proof: tuple[Change, ...] = ()) -> tuple[Change, ...]:
+    """query → none: the destination has nothing; or it is proved dead, and the source says so."""
+    return (me.mine, *proof, _set(uuid, claim, _phase(claim, OpPhase.NONE)))
+
+
+def close(me: Actor, record: DomainRecord, claim: ClaimRecord) -> tuple[Change, ...]:
+    """run, query, none → null: the guest is here. Takes the order back, or the same migration is tried for ever."""
+    held = _held(claim)
+    assert held.op is not None
+    changes = (me.mine, _set(record.uuid, claim, replace(held, op=None)))
+    if record.hypervisor != held.op.dest or record.state not in (VMState.START, VMState.MIGRATE):
+        return changes
+    return changes + rolled_back(me, record)
+
+
+def rolled_back(me: Actor, record: DomainRecord) -> tuple[Change, ...]:
+    """The order to go elsewhere is taken back: the VM stays with `me`, its holder."""
+    last = "" if record.lasthypervisor == me.node else None
+    return tuple(order(record, VMState.START, me.node, last))
+
+
+def refuse(me: Actor, record: DomainRecord, claim: ClaimRecord) -> tuple[Change, ...]:
+    """The destination cannot take the VM: the order is taken back in the holder's favour, without touching the claim."""
+    holder = _held(claim).node
+    last = "" if record.lasthypervisor == holder else None
+    return (me.mine, Check(schema.claim(record.uuid), claim.version), *order(record, VMState.START, holder, last))
+
+
+def free(me: Actor, record: DomainRecord, claim: ClaimRecord, state: VMState | None = None) -> tuple[Change, ...]:
+    """{me} → '': nothing of it is here. With `state` (stop, failed) the word is written in the same transaction."""
+    words = order(record, state) if state else as_read(record)
+    return (me.mine, *words, _set(record.uuid, claim, None))
+
+
+def proofs(view: View, claim: Claim) -> tuple[Change, ...]:
+    """Checks of the fences that prove the holder (and the destination, once the guest may be there) dead."""
+    names = [claim.node]
+    if claim.op and claim.op.phase in (OpPhase.RUN, OpPhase.QUERY):
+        names.append(claim.op.dest)
+    return tuple(Check(schema.fence(name), view.fences[name].version) for name in dict.fromkeys(names))
+
+
+def proof(name: str, fence: FenceRecord) -> tuple[Change, ...]:
+    """The check of one fence that was read as a proof of death."""
+    return (Check(schema.fence(name), fence.version),)
+
+
+def recover(me: Actor, record: DomainRecord, claim: ClaimRecord, proved: tuple[Change, ...],
+            words: list[Change]) -> tuple[Change, ...]:
+    """A dead holder's claim → '', with the order that sends the VM to its next home. `proved` checks the fences."""
+    path = schema.claim(record.uuid)
+    freed = _set(record.uuid, claim, None) if claim.value else Check(path, claim.version)
+    return (me.mine, *(check for check in proved if check.path != me.mine.path), *words, freed)

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""The one ZooKeeper client of a process: reconnects for ever, bounded calls, bulk reads, watches that only ring.
+
+Every call returns within `call_timeout_s`: kazoo's plain calls block without limit while the connection is suspended. There is
+one KazooClient per process for ever; a second one in a listener is a second session. Watch callbacks run on kazoo's callback
+thread, which all watches share: they must only enqueue.
+"""
+from __future__ import annotations
+
+import logging
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from kazoo.client import KazooClient, KazooState
+from kazoo.exceptions import (
+    ConnectionClosedError,
+    KazooException,
+    NodeExistsError,
+    NoNodeError,
+    RolledBackError,
+    RuntimeInconsistency,
+    SessionExpiredError,
+)
+from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
+from kazoo.recipe.watchers import ChildrenWatch, DataWatch
+from kazoo.retry import KazooRetry
+
+from . import schema
+from .errors import Conflict, OutcomeUnknown, TooLarge, Unreachable
+from .records import MISSING, Change, Check, Create, Value, Write
+
+TRANSACTION_LIMIT = 900 * 1024
+POOL_THREADS = 4
+CONNECT_S = 1.0
+READS_AT_ONCE = 200
+
+# kazoo logs every lost connection with a traceback; what matters of it reaches people through the state callback.
+_silent = logging.getLogger("pvcd.kazoo")
+_silent.addHandler(logging.NullHandler())
+_silent.propagate = False
+_silent.setLevel(logging.CRITICAL + 1)
+
+
+class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
+    """kazoo starts one thread per watch at every reconnection (10,000 watches: 10,005 threads, 12.7 s): a small pool instead."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._socket: Any = None
+        self._tasks: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = queue.SimpleQueue()
+        for number in range(POOL_THREADS):
+            threading.Thread(target=self._work, name=f"zookeeper-{number}", daemon=True).start()
+
+    def spawn(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if isinstance(getattr(func, "__self__", None), (DataWatch, ChildrenWatch)):
+            return self.pool(func, *args, **kwargs)
+        return super().spawn(func, *args, **kwargs)
+
+    def create_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """kazoo waits a whole session timeout for one server's TCP answer: a host that is cut off would hold up all the others."""
+        kwargs["timeout"] = min(kwargs.get("timeout") or CONNECT_S, CONNECT_S)
+        self._socket = super().create_connection(*args, **kwargs)
+        return self._socket
+
+    def drop(self) -> None:
+        """End the present connection, not the session: kazoo connects again, to another server."""
+        try:
+            if self._socket is not None:
+                self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # it has ended already
+
+    def pool(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Run `func` on a thread of the pool, soon."""
+        self._tasks.put((func, args, kwargs))
+
+    def _work(self) -> None:
+        while True:
+            func, args, kwargs = self._tasks.get()
+            try:
+                func(*args, **kwargs)
+            except KazooException:
+                # A watch that could not be read: kazoo reads it again at the next reconnection, and the resync looks anyway.
+                continue
+
+
+class ZooKeeper:
+    """`on_state(connected)` is called on kazoo's thread at each change and must only enqueue. Times are seconds."""
+
+    def __init__(self, hosts: str, session_timeout_s: float, call_timeout_s: float,
+                 on_state: Callable[[bool], None] | None = None) -> None:
+        self.hosts, self._call_timeout_s, self._on_state = hosts, call_timeout_s, on_state
+        self._answered, self._patience_s = time.monotonic(), session_timeout_s / 3
+        # kazoo's default doubles the delay up to an hour: after a 70 s outage most nodes would be away long enough to be fenced.
+        retry = KazooRetry(max_tries=-1, delay=0.1, backoff=1.5, max_delay=1.0)
+        self._handler = _Handler()
+        self._client = KazooClient(hosts=hosts, timeout=session_timeout_s, connection_retry=retry, handler=self._handler,
+                                   read_only=False, logger=_silent)
+        self._client.add_listener(self._state_changed)
+        self._stopping = False
+        self._watched: dict[str, object] = {}
+        self._created: dict[str, int] = {}
+
+    # -------------------------------------------------------------------------------------------------- the connection
+
+    def start(self, timeout_s: float) -> None:
+        """Connect. Raises Unreachable after `timeout_s`; nothing is left behind then."""
+        try:
+            self._client.start(timeout=timeout_s)
+        except (KazooTimeoutError, KazooException) as error:
+            self.stop()
+            raise Unreachable(f"no answer from {self.hosts} within {timeout_s:g} s") from error
+
+    def stop(self) -> None:
+        """End the session; ephemeral keys go with it."""
+        self._stopping = True
+        self._client.stop()
+        self._client.close()
+
+    def ensure_alive(self) -> None:
+        """Start the client again if kazoo gave up (2.8.0: one failed name resolution during a reconnection ends it). Non-blocking."""
+        if self._client.client_state == "CLOSED" and not self._stopping:
+            self._client.start_async()
+
+    @property
+    def connected(self) -> bool:
+        return bool(self._client.connected)
+
+    @property
+    def last_zxid(self) -> int:
+        """The newest transaction seen on this connection; 0 before the first answer."""
+        return int(self._client.last_zxid or 0)
+
+    def _state_changed(self, state: str) -> None:
+        if self._on_state is not None and not self._stopping:
+            self._on_state(state == KazooState.CONNECTED)
+
+    # ----------------------------------------------------------------------------------------------------------- reads
+
+    def read(self, path: str) -> Value:
+        """One key; MISSING if it does not exist. Raises Unreachable."""
+        return self.read_many([path])[path]
+
+    def read_many(self, paths: Iterable[str]) -> dict[str, Value]:
+        """Many keys, pipelined on one connection: not a consistent snapshot. Raises Unreachable."""
+        wanted, found = list(dict.fromkeys(paths)), {}
+        for start in range(0, len(wanted), READS_AT_ONCE):
+            batch = wanted[start:start + READS_AT_ONCE]
+            deadline = time.monotonic() + self._call_timeout_s
+            pending = [(path, self._client.get_async(path)) for path in batch]
+            for path, result in pending:
+                try:
+                    data, stat = self._answer(result, deadline)
+                    found[path] = Value(data, stat.version)
+                except NoNodeError:
+                    found[path] = MISSING
+        return found
+
+    def children(self, path: str) -> list[str] | None:
+        """Names below `path`, sorted; None if it does not exist. Raises Unreachable."""
+        try:
+            return sorted(self._answer(self._client.get_children_async(path), time.monotonic() + self._call_timeout_s))
+        except NoNodeError:
+            return None
+
+    def sync(self, path: str) -> None:
+        """Let this connection's server catch up with the leader. Raises Unreachable."""
+        self._answer(self._client.sync_async(path), time.monotonic() + self._call_timeout_s)
+
+    def _answer(self, result: Any, deadline: float) -> Any:
+        try:
+            found = result.get(timeout=max(0.001, deadline - time.monotonic()))
+        except NoNodeError:
+            self._answered = time.monotonic()
+            raise
+        except (KazooTimeoutError, KazooException) as error:
+            self._lose_patience(error)
+            raise Unreachable(f"ZooKeeper does not answer ({type(error).__name__})") from error
+
+        self._answered = time.monotonic()
+        return found
+
+    def _lose_patience(self, error: Exception) -> None:
+        """kazoo pings only when it is idle: while requests flow it never notices that its server is dead, until TCP gives up after
+        minutes. So a connection on which nothing was answered for a third of the session is dropped.
+        """
+        if isinstance(error, KazooTimeoutError) and time.monotonic() - self._answered >= self._patience_s:
+            self._answered = time.monotonic()
+            self._handler.drop()
+
+    # ---------------------------------------------------------------------------------------------------------- writes
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        """Apply all changes or none, in one transaction.
+
+        Raises Conflict (a version or an existence is not as decided on), TooLarge and Unreachable (nothing was sent), or
+        OutcomeUnknown (sent, and the answer was lost).
+        """
+        check_sizes(changes)
+        if not self._client.connected:
+            raise Unreachable("not connected to ZooKeeper; nothing was written")
+        transaction = self._client.transaction()
+        for change in changes:
+            _add(transaction, change)
+        try:
+            # kazoo returns a transaction's errors in the list of its results, and raises nothing.
+            results = transaction.commit_async().get(timeout=self._call_timeout_s)
+        except (SessionExpiredError, ConnectionClosedError) as error:
+            raise Unreachable("the session with ZooKeeper has ended; nothing was written") from error
+        except (KazooTimeoutError, KazooException) as error:
+            self._lose_patience(error)
+            raise OutcomeUnknown(f"ZooKeeper's answer was lost ({type(error).__name__}): it may have been written") from error
+        self._answered = time.monotonic()
+        for change, result in zip(changes, results):
+            if isinstance(result, Exception) and not isinstance(result, (RolledBackError, RuntimeInconsistency)):
+                raise Conflict(change.path, _CONFLICTS.get(type(result), type(result).__name__))
+
+    def delete_tree(self, path: str) -> None:
+        """Delete a key and everything below it; nothing if it does not exist. Not one transaction. Raises Unreachable."""
+        for name in self.children(path) or ():
+            self.delete_tree(f"{path}/{name}")
+        try:
+            self._answer(self._client.delete_async(path), time.monotonic() + self._call_timeout_s)
+        except NoNodeError:
+            return
+
+    # --------------------------------------------------------------------------------------------------------- watches
+
+    def watch_value(self, path: str, callback: Callable[[], None]) -> None:
+        """Call `callback` once now and after each change of the key's existence or value, until `unwatch`. Does not block."""
+        token = self._watched[path] = object()
+
+        def changed(_data: bytes | None, _stat: object) -> bool | None:
+            return self._ring(path, token, callback)
+        self._handler.pool(lambda: self._client.DataWatch(path, changed))
+
+    def watch_children(self, path: str, callback: Callable[[], None]) -> None:
+        """Call `callback` once now and after each change of the list. Survives deletion of `path` (kazoo's own watch does not)."""
+        token = self._watched[path] = object()
+
+        def listed(_children: list[str]) -> bool | None:
+            return self._ring(path, token, callback)
+
+        def exists(_data: bytes | None, stat: Any) -> bool | None:
+            created = 0 if stat is None else stat.czxid
+            if created and created != self._created.get(path):
+                self._handler.pool(lambda: self._client.ChildrenWatch(path, listed))
+            self._created[path] = created
+            return self._ring(path, token, callback)
+        self._handler.pool(lambda: self._client.DataWatch(path, exists))
+
+    def unwatch(self, path: str) -> None:
+        self._watched.pop(path, None)
+
+    def _ring(self, path: str, token: object, callback: Callable[[], None]) -> bool | None:
+        """False tells kazoo to forget the watch."""
+        if self._stopping or self._watched.get(path) is not token:
+            return False
+        callback()
+        return None
+
+
+_CONFLICTS: dict[type[Exception], str] = {NoNodeError: "is gone", NodeExistsError: "exists already"}
+
+
+def _add(transaction: Any, change: Change) -> None:
+    if isinstance(change, Check):
+        transaction.check(change.path, change.version)
+    elif isinstance(change, Write):
+        transaction.set_data(change.path, change.data, version=change.version)
+    elif isinstance(change, Create):
+        transaction.create(change.path, change.data, ephemeral=change.ephemeral)
+    else:
+        transaction.delete(change.path, version=change.version)
+
+
+def limit_of(path: str) -> int:
+    """How many bytes the key may hold."""
+    if path.startswith(schema.DOMAINS) and path.endswith("/xml"):
+        return schema.XML_LIMIT
+    return schema.HISTORY_LIMIT if path.startswith(schema.HISTORY) or path.endswith("/runningdomains") else schema.VALUE_LIMIT
+
+
+def check_sizes(changes: Sequence[Change]) -> None:
+    """A value near 1 MiB drops the connection: it is refused before it is sent."""
+    total = 0
+    for change in changes:
+        size = len(change.data) if isinstance(change, (Write, Create)) else 0
+        total += size + len(change.path)
+        if size > limit_of(change.path):
+            raise TooLarge(f"{change.path}: {size} bytes; at most {limit_of(change.path)} are allowed")
+    if total > TRANSACTION_LIMIT:
+        raise TooLarge(f"the transaction has {total} bytes; at most {TRANSACTION_LIMIT} are allowed")
+
+

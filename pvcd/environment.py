@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""Everything that this node's objects need of the outside, in one value: the seam of the daemon.
+
+The daemon fills it with the real parts, the simulator with models on a virtual clock. No thread of its own; every
+member may be used from any worker.
+"""
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from .cluster.claims import Actor
+from .cluster.history import Entry, record
+from .cluster.records import View
+from .cluster.store import Store
+from .local import Hypervisor
+from .planner import Level
+
+Say = Callable[[Level, str], None]
+
+
+class Nudge(Protocol):
+    """Looks at a key again, now or after `delay_s`."""
+
+    def __call__(self, key: tuple[str, str], delay_s: float = 0.0) -> None: ...
+
+
+class Arrivals:
+    """Memory promised to VMs that are on their way to this node; one promise at a time is made."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._promised: dict[str, int] = {}
+
+    def promise(self, uuid: str, memory_mib: int, free_mib: int) -> bool:
+        """Set `memory_mib` aside for `uuid` if it fits into what is free and not promised yet."""
+        with self._lock:
+            others = sum(size for key, size in self._promised.items() if key != uuid)
+            if memory_mib > free_mib - others:
+                return False
+            self._promised[uuid] = memory_mib
+            return True
+
+    def release(self, uuid: str) -> None:
+        with self._lock:
+            self._promised.pop(uuid, None)
+
+
+@dataclass
+class Environment:
+    """`actor()` is who acts, or None while this node may not act; `view()` the cluster as last read; times are seconds."""
+
+    node: str
+    store: Store
+    hypervisor: Hypervisor
+    actor: Callable[[], Actor | None]
+    view: Callable[[], View]
+    clock: Callable[[], float]
+    utc: Callable[[], str]
+    say: Say
+    nudge: Nudge
+    mark_slow: Callable[[tuple[str, str], bool], None]
+    new_id: Callable[[], str]
+    tick_s: float = 5.0
+    shutdown_timeout_s: float = 30.0
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    stopping: bool = False
+    """the daemon is about to stop: nothing new is received"""
+
+    def note(self, subject: str, what: str, why: str) -> None:
+        """Keep in the history of a node or VM what was done and why. A history that cannot be written stops nothing."""
+        record(self.store, subject, Entry(self.utc(), self.node, what, why))

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""Decides what the flush or the unflush of this node does next, for all its VMs at once. Pure.
+
+The word in `domainstate` changes only when it is true: `flushed` when no claim is held here and no wanted VM is homed here.
+An unflush gives its orders first and writes `ready` after them: a daemon that dies in between finds `unflush` and goes on
+(a node in `unflush` receives VMs, so nobody waits for the word).
+"""
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from .cluster import claims, schema
+from .cluster.claims import Actor
+from .cluster.placement import Planning
+from .cluster.records import Change, Check, Claim, ClaimRecord, DomainRecord, View
+from .cluster.schema import VMState
+
+AT_ONCE = 4
+"""Migrations of one flush that are under way at the same time."""
+
+_WANTED = (VMState.START, VMState.RESTART, VMState.MIGRATE)
+
+
+@dataclass(frozen=True)
+class Order:
+    """One VM's next order, as changes to be applied in a transaction of their own."""
+
+    uuid: str
+    changes: tuple[Change, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class NodePlan:
+    """`orders` to give now; `under_way` VMs that leave (the ordered ones too); `blocked` VMs that do not, with the reason."""
+
+    orders: tuple[Order, ...] = ()
+    under_way: tuple[str, ...] = ()
+    blocked: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def done(self) -> bool:
+        return not (self.orders or self.under_way or self.blocked)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Every VM as read in bulk, and the memory of each (None: its definition cannot be read)."""
+
+    view: View
+    domains: Mapping[str, DomainRecord]
+    claims: Mapping[str, ClaimRecord]
+    sizes: Mapping[str, int | None]
+
+    def claim(self, uuid: str) -> ClaimRecord:
+        return self.claims.get(uuid, ClaimRecord(None, -1))
+
+
+def plan_flush(me: Actor, cluster: Cluster, paused: Collection[str] = ()) -> NodePlan:
+    """What a node in `flush` does next. `paused`: VMs that were refused elsewhere a moment ago and wait before another try."""
+    planning = Planning(cluster.view, _on_their_way(cluster))
+    orders: list[Order] = []
+    under_way: list[str] = []
+    blocked: list[tuple[str, str]] = []
+    for uuid in sorted(set(cluster.domains) | set(cluster.claims)):
+        record, claim = cluster.domains.get(uuid, DomainRecord(uuid)), cluster.claim(uuid)
+        held = isinstance(claim.value, Claim) and claim.value.node == me.node
+        if not held and not (claim.value is None and record.hypervisor == me.node and record.state in _WANTED):
+            continue
+        if held and _is_leaving(me, record, claim):
+            under_way.append(uuid)
+        elif record.state not in _WANTED:
+            blocked.append((uuid, f"is here with state {_shown(record)}: nothing says what is wanted"))
+        elif uuid in paused:
+            blocked.append((uuid, "was refused elsewhere; tried again soon"))
+        elif held and len(under_way) >= AT_ONCE:
+            blocked.append((uuid, "waits for its turn"))
+        else:
+            placed = planning.choose(cluster.sizes.get(uuid) or 0, {me.node})
+            if placed.target is None:
+                blocked.append((uuid, placed.reason))
+                continue
+            orders.append(_sent(me, record, claim, placed.target, placed.reason))
+            under_way += [uuid] if held else []
+    return NodePlan(tuple(orders), tuple(under_way), tuple(blocked))
+
+
+_MOVING = (VMState.STOP, VMState.SHUTDOWN, VMState.RESTART, VMState.MIGRATE, VMState.DELETE)
+
+
+def _is_leaving(me: Actor, record: DomainRecord, claim: ClaimRecord) -> bool:
+    """On its way to another node, to a stop, or to a new life: the flush waits for what comes of it."""
+    in_flight = isinstance(claim.value, Claim) and claim.value.op is not None
+    elsewhere = record.state is VMState.START and record.hypervisor not in (me.node, "", None)
+    return in_flight or elsewhere or record.state in _MOVING
+
+
+def _shown(record: DomainRecord) -> str:
+    return record.state.value if isinstance(record.state, VMState) else str(record.state or "missing")
+
+
+def _sent(me: Actor, record: DomainRecord, claim: ClaimRecord, target: str, reason: str) -> Order:
+    """A VM that runs here goes live (`migrate`); one that waits to be started is re-homed."""
+    state = VMState.MIGRATE if claim.value else VMState.START
+    gate = (Check(schema.claim(record.uuid), claim.version),) if claim.exists else ()
+    return Order(record.uuid, (me.mine, *gate, *claims.order(record, state, target, me.node)), f"flush: to {target} ({reason})")
+
+
+def _on_their_way(cluster: Cluster) -> dict[str, int]:
+    """Memory that each node is about to use: VMs homed there that somebody else still holds, or nobody yet."""
+    reserved: dict[str, int] = {}
+    for uuid, record in cluster.domains.items():
+        home, claim = record.hypervisor, cluster.claim(uuid).value
+        if isinstance(home, str) and home and record.state in _WANTED and not (isinstance(claim, Claim) and claim.node == home):
+            reserved[home] = reserved.get(home, 0) + (cluster.sizes.get(uuid) or 0)
+    return reserved
+
+
+def plan_unflush(me: Actor, cluster: Cluster, ordered: Collection[str] = ()) -> NodePlan:
+    """What a node in `unflush` does next: VMs that run elsewhere and whose `lasthypervisor` is this node come home.
+
+    `ordered`: VMs that were told to come home since the word was written; one that was refused is not told twice.
+    `lasthypervisor` stays until the arrival, so that a refused return does not forget the home.
+    """
+    orders, under_way = [], []
+    for uuid, record in sorted(cluster.domains.items()):
+        if record.lasthypervisor != me.node or record.hypervisor == me.node or uuid in ordered:
+            continue
+        if record.state is VMState.START:
+            changes = (me.mine, *claims.order(record, VMState.MIGRATE, me.node))
+            orders.append(Order(uuid, changes, f"unflush: home from {record.hypervisor}"))
+        elif record.state in (VMState.MIGRATE, VMState.RESTART):
+            under_way.append(uuid)
+    return NodePlan(tuple(orders), tuple(under_way))

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""Offers a handful of verbs on local domains and turns libvirt's error codes into ours. The only room that imports libvirt.
+
+Threads: libvirt's event loop; one that (re)connects, because `open()` has no timeout of its own; `migration_workers` that sit in
+migration calls for minutes. Everything else runs on the caller's thread, and a stopped libvirtd errors after 6 s (keepalive
+2 x 2 s) instead of never. Three connections: libvirtd serves 5 requests at once per connection, and a migration holds one.
+"""
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import libvirt
+
+from .cluster.errors import HypervisorError, HypervisorUnknown
+from .cluster.schema import printable
+from .local import Call, CallState, Guest, Local, Status
+
+LOCAL_URI = "qemu+tcp://127.0.0.1:16509/system"
+PEER_URI = "qemu+tcp://{}/system"
+RECONNECT_S = (0.1, 0.5, 1.0, 2.0)
+SHORT, MIGRATION, INVENTORY = "short", "migration", "inventory"
+
+T = TypeVar("T")
+
+_PAUSED = {
+    libvirt.VIR_DOMAIN_PAUSED_MIGRATION: Status.MIGRATING,
+    # Both an incoming half copy and a domain whose start is not over: neither is a whole guest yet.
+    libvirt.VIR_DOMAIN_PAUSED_STARTING_UP: Status.MIGRATING,
+    libvirt.VIR_DOMAIN_PAUSED_IOERROR: Status.IO_ERROR,
+    libvirt.VIR_DOMAIN_PAUSED_CRASHED: Status.CRASHED,
+}
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: Status.RUNNING, libvirt.VIR_DOMAIN_BLOCKED: Status.RUNNING,
+    libvirt.VIR_DOMAIN_SHUTDOWN: Status.RUNNING, libvirt.VIR_DOMAIN_PMSUSPENDED: Status.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTOFF: Status.ABSENT, libvirt.VIR_DOMAIN_CRASHED: Status.CRASHED,
+}
+_PERMANENT = {libvirt.VIR_ERR_XML_ERROR, libvirt.VIR_ERR_XML_DETAIL, libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_OS_TYPE,
+              libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG}
+_UNANSWERED = {libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_NO_CONNECT}
+_TRANSPORT = {libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE}
+_FLAGS = (libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
+          | libvirt.VIR_MIGRATE_AUTO_CONVERGE)
+
+
+def status_of(state: int, reason: int) -> Status:
+    """libvirt's state and reason as ours; states that mean nothing to us are UNKNOWN."""
+    if state == libvirt.VIR_DOMAIN_PAUSED:
+        return _PAUSED.get(reason, Status.PAUSED)
+    return _STATES.get(state, Status.UNKNOWN)
+
+
+def translated(error: libvirt.libvirtError) -> HypervisorError | HypervisorUnknown:
+    """A definite no, or no answer: whatever the transport says, and timeouts, tell nothing about the domain."""
+    code, text = error.get_error_code(), printable(error.get_error_message() or str(error))
+    if code == libvirt.VIR_ERR_OPERATION_TIMEOUT:
+        return HypervisorUnknown(text, slow=True)
+    if code in _UNANSWERED or error.get_error_domain() in _TRANSPORT:
+        return HypervisorUnknown(text)
+    return HypervisorError(text, permanent=code in _PERMANENT)
+
+
+class LibvirtHypervisor:
+    """`notify(uuid)` on each lifecycle event and at the end of a migration call; `notify(None)` after a reconnection: look at
+    everything. It is called on libvirt's and the migration threads and must only enqueue.
+    """
+
+    def __init__(self, notify: Callable[[str | None], None], migration_workers: int = 4, migrate_unsafe: bool = False,
+                 uri: str = LOCAL_URI, migration_bandwidth_mib: int = 0) -> None:
+        self.uri, self._notify, self._bandwidth_mib = uri, notify, migration_bandwidth_mib
+        self._flags = _FLAGS | (libvirt.VIR_MIGRATE_UNSAFE if migrate_unsafe else 0)
+        self._lock = threading.Lock()
+        self._connections: dict[str, Any] = {}
+        self._calls: dict[str, Call] = {}
+        self._jobs: queue.SimpleQueue[tuple[str, str, str] | None] = queue.SimpleQueue()
+        self._broken, self._connected, self._stopping = threading.Event(), threading.Event(), False
+        self._error = "not connected yet"
+        self._workers = migration_workers
+
+    # ---------------------------------------------------------------------------------------------------- connections
+
+    def start(self, timeout_s: float) -> None:
+        """Connect and start the threads. Raises HypervisorUnknown if libvirt does not answer within `timeout_s`."""
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        libvirt.virEventRegisterDefaultImpl()
+        self._spawn("libvirt-events", self._run_events)
+        self._spawn("libvirt-reconnect", self._reconnect)
+        for number in range(self._workers):
+            self._spawn(f"migration-{number}", self._migrate)
+        self._broken.set()
+        if not self._connected.wait(timeout_s):
+            raise HypervisorUnknown(self._error)
+
+    def stop(self) -> None:
+        """No new calls; running migrations go on in libvirt."""
+        self._stopping = True
+        self._broken.set()
+        for _ in range(self._workers):
+            self._jobs.put(None)
+
+    @staticmethod
+    def _spawn(name: str, target: Callable[[], None]) -> None:
+        threading.Thread(target=target, name=name, daemon=True).start()
+
+    def _run_events(self) -> None:
+        while not self._stopping:
+            libvirt.virEventRunDefaultImpl()
+
+    def _reconnect(self) -> None:
+        """Keeps the three connections open. Only this thread opens: an open that hangs holds up nobody else."""
+        failures = 0
+        while not self._stopping:
+            self._broken.wait(None if failures == 0 else RECONNECT_S[min(failures, len(RECONNECT_S)) - 1])
+            self._broken.clear()
+            if self._stopping:
+                return
+            try:
+                for name in (SHORT, MIGRATION, INVENTORY):
+                    if name not in self._connections:
+                        self._open(name)
+            except libvirt.libvirtError as error:
+                self._error = printable(str(error))
+                failures += 1
+                continue
+            failures = 0
+            self._connected.set()
+            self._notify(None)
+
+    def _open(self, name: str) -> None:
+        connection = libvirt.open(self.uri)
+        if not self.uri.startswith("test:"):
+            connection.setKeepAlive(2, 2)
+            connection.registerCloseCallback(self._closed, name)
+        if name == SHORT:
+            connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._event, None)
+        with self._lock:
+            self._connections[name] = connection
+
+    def _closed(self, _connection: Any, _reason: int, name: str) -> None:
+        with self._lock:
+            self._connections.pop(name, None)
+        self._error = "connection to libvirtd lost"
+        self._broken.set()
+
+    def _event(self, _connection: Any, domain: Any, _event: int, _detail: int, _opaque: Any) -> None:
+        self._notify(domain.UUIDString())
+
+    def _connection(self, name: str) -> Any:
+        with self._lock:
+            found = self._connections.get(name)
+        if found is None:
+            raise HypervisorUnknown(self._error)
+        return found
+
+    def _domain(self, uuid: str, connection: str = SHORT) -> Any | None:
+        """The domain if libvirt knows it and it is active, None if it definitely does not."""
+        try:
+            found = self._connection(connection).lookupByUUIDString(uuid)
+            return found if found.isActive() else None
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return None
+            raise translated(error) from error
+
+    def _do(self, uuid: str, call: Callable[[Any], T]) -> T | None:
+        """`call` on the domain; None if it is absent, before or meanwhile."""
+        domain = self._domain(uuid)
+        if domain is None:
+            return None
+        try:
+            return call(domain)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN or self._domain(uuid) is None:
+                return None
+            raise translated(error) from error
+
+    # ----------------------------------------------------------------------------------------------------------- looks
+
+    def look(self, uuid: str) -> Local:
+        """See `local.Hypervisor`. Never raises."""
+        with self._lock:
+            call = self._calls.get(uuid)
+        try:
+            seen = self._do(uuid, self._seen)
+        except (HypervisorError, HypervisorUnknown) as error:
+            return Local(Status.UNKNOWN, call=call, detail=str(error))
+        if seen is None:
+            return Local(Status.ABSENT, call=call)
+        status, job, moved = seen
+        return Local(status, job, call, "" if status is not Status.UNKNOWN else "no state", moved)
+
+    @staticmethod
+    def _seen(domain: Any) -> tuple[Status, bool, int]:
+        state, reason = domain.state()
+        try:
+            job = domain.jobInfo()
+        except libvirt.libvirtError as error:
+            # A destination has the job, and only the source has its statistics; libvirt's test driver has no jobs.
+            kinds = {libvirt.VIR_ERR_OPERATION_UNSUPPORTED: libvirt.VIR_DOMAIN_JOB_UNBOUNDED, libvirt.VIR_ERR_NO_SUPPORT: libvirt.VIR_DOMAIN_JOB_NONE}
+            if error.get_error_code() not in kinds:
+                raise
+            job = [kinds[error.get_error_code()]] + [0] * 4
+        active = job[0] in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED)
+        return status_of(state, reason), active, job[4] if active else 0
+
+    def inventory(self) -> tuple[Guest, ...]:
+        """See `local.Hypervisor`. One request; a domain whose monitor hangs does not hold it up."""
+        connection = self._connection(INVENTORY)
+        what = libvirt.VIR_DOMAIN_STATS_STATE | libvirt.VIR_DOMAIN_STATS_BALLOON
+        flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+        try:
+            rows = connection.getAllDomainStats(what, 0 if self.uri.startswith("test:") else flags)
+        except libvirt.libvirtError as error:
+            raise translated(error) from error
+        return tuple(Guest(domain.UUIDString(), domain.name(), status_of(stats.get("state.state", 0), stats.get("state.reason", 0)),
+                           stats.get("balloon.current", 0) // 1024)
+                     for domain, stats in rows if stats.get("state.state") != libvirt.VIR_DOMAIN_SHUTOFF)
+
+    # ----------------------------------------------------------------------------------------------------------- verbs
+
+    def create(self, xml: str) -> None:
+        """See `local.Hypervisor`. The domain is transient: nothing on disk could start by itself after a reboot."""
+        connection = self._connection(SHORT)
+        try:
+            connection.createXML(xml, 0)
+        except libvirt.libvirtError as error:
+            raise translated(error) from error
+
+    def shut_down(self, uuid: str) -> None:
+        """See `local.Hypervisor`."""
+        self._do(uuid, lambda domain: domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN))
+
+    def destroy(self, uuid: str) -> None:
+        """See `local.Hypervisor`. Raises HypervisorUnknown when libvirt says done and still shows the domain."""
+        self._do(uuid, lambda domain: domain.destroy())
+        if self._domain(uuid) is not None:
+            raise HypervisorUnknown("it was destroyed and is still there")
+
+    def resume(self, uuid: str) -> None:
+        """See `local.Hypervisor`."""
+        self._do(uuid, lambda domain: domain.resume())
+
+    # ------------------------------------------------------------------------------------------------------ migrations
+
+    def start_migration(self, uuid: str, op: str, destination: str) -> None:
+        """See `local.Hypervisor`."""
+        with self._lock:
+            self._calls[uuid] = Call(op, CallState.ACTIVE)
+        self._jobs.put((uuid, op, destination))
+
+    def abort_migration(self, uuid: str) -> None:
+        """See `local.Hypervisor`."""
+        try:
+            self._do(uuid, lambda domain: domain.abortJob())
+        except HypervisorError:
+            return  # no job is active (any more)
+
+    def forget_call(self, uuid: str) -> None:
+        """See `local.Hypervisor`."""
+        with self._lock:
+            if uuid in self._calls and self._calls[uuid].state is not CallState.ACTIVE:
+                del self._calls[uuid]
+
+    def _migrate(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            uuid, op, destination = job
+            call = self._call(uuid, op, destination)
+            with self._lock:
+                self._calls[uuid] = call
+            self._notify(uuid)
+
+    def _call(self, uuid: str, op: str, destination: str) -> Call:
+        """One live migration, peer to peer: it survives the death of this process. An error says nothing about who has the guest."""
+        parameters = {libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: self._bandwidth_mib} if self._bandwidth_mib else {}
+        try:
+            domain = self._domain(uuid, MIGRATION)
+            if domain is None:
+                return Call(op, CallState.FAILED, "it is not here")
+            domain.migrateToURI3(PEER_URI.format(destination), parameters, self._flags)
+        except libvirt.libvirtError as error:
+            return Call(op, CallState.FAILED, str(translated(error)))
+        except (HypervisorError, HypervisorUnknown) as error:
+            return Call(op, CallState.FAILED, str(error))
+        return Call(op, CallState.SUCCEEDED)

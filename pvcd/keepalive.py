@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""Publishes this node's keepalive every interval, and objects when the node is wrongly being fenced.
+
+Runs on the keepalive thread, which does nothing else: every call has a deadline shorter than a tick, and the statistics that
+go out with it were left ready by the collector. When libvirt hangs, the last good numbers go out.
+"""
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+
+import psutil
+
+from .cluster import fences, schema
+from .cluster.errors import Conflict, PVCError
+from .cluster.records import ANY, Change, Write
+from .cluster.schema import DaemonState
+from .cluster.store import Store
+from .planner import Level
+from .standing import Answer, Standing, answer
+
+Stats = Mapping[str, str]
+
+
+def measure(running: Sequence[str] | None, count: int = 0) -> dict[str, str]:
+    """This host's numbers as key values: memory in MiB (free = available, and used adds up to the total), the 1-minute load, and
+    the domains that libvirt shows (`running`: those that PVC knows; None leaves both keys as they are). Does not block.
+    """
+    memory = psutil.virtual_memory()
+    free, total = memory.available // 2**20, memory.total // 2**20
+    values = {"memfree": str(free), "memused": str(total - free), "cpuload": f"{os.getloadavg()[0]:.2f}"}
+    if running is not None:
+        values |= {"runningdomains": " ".join(sorted(running)), "domainscount": str(count)}
+    return values
+
+
+class Keepalive:
+    """`on_acknowledged(now)` after each acknowledged write; `on_exit(reason)` when the process must end; `restore()` writes
+    node keys that somebody deleted. `ready` is False until the daemon may say `run` in an objection.
+    """
+
+    def __init__(self, store: Store, standing: Standing, tick_s: float, clock: Callable[[], float], wall: Callable[[], float],
+                 say: Callable[[Level, str], None], on_acknowledged: Callable[[float], None],
+                 on_exit: Callable[[str], None], restore: Callable[[], None], on_round: Callable[[], None]) -> None:
+        self._store, self._standing, self._tick_s, self._clock, self._wall = store, standing, tick_s, clock, wall
+        self._say, self._on_acknowledged, self._on_exit = say, on_acknowledged, on_exit
+        self._restore, self._on_round = restore, on_round
+        self._stats: Stats = {}
+        self._wake, self._stopping = threading.Event(), False
+        self._troubled = self._lost = False
+        self.daemonstate = DaemonState.INIT
+        self.thread = threading.Thread(target=self._run, name="keepalive", daemon=True)
+
+    def leave(self, stats: Stats) -> None:
+        """Statistics for the next round, from the collector; what is not among them stays as it was left last."""
+        self._stats = {**self._stats, **stats}
+
+    def wake(self) -> None:
+        """Start the next round now: our own fence has changed. Any thread."""
+        self._wake.set()
+
+    def stop(self, timeout_s: float) -> bool:
+        """No keepalive goes out after this returned True."""
+        self._stopping = True
+        self._wake.set()
+        if self.thread.ident is not None:
+            self.thread.join(timeout_s)
+        return not self.thread.is_alive()
+
+    def round(self) -> None:
+        """One bounded round: at most two calls to ZooKeeper. Raises what the store raises."""
+        fence = self._store.fence(self._standing.node)
+        what = answer(fence, self._standing.inc)
+        if what is Answer.EXIT:
+            self._standing.set_down()
+            self._on_exit(f"{self._standing.node} was fenced, or another incarnation of it is registered")
+        elif what is Answer.SILENT:
+            self._standing.set_down()
+            self._tell(f"/fences/{self._standing.node} does not let this node act ({fence.value}): nothing is written")
+        elif what is Answer.PUBLISH:
+            self._standing.set_up(fence.version)
+            actor = self._standing.actor()
+            assert actor is not None
+            self._commit((actor.mine, *self._alive()))
+        else:
+            self._standing.set_down()
+            word = Write(schema.node_key(self._standing.node, "daemonstate"), self.daemonstate.value.encode(), ANY)
+            self._commit(fences.back_up(self._standing.node, fence, (*self._alive(), word)))
+            self._say(Level.CRITICAL, f"{self._standing.node} was being fenced and is alive: it objected, and keeps its VMs")
+            self._wake.set()
+
+    def _alive(self) -> tuple[Change, ...]:
+        node = self._standing.node
+        values = {**self._stats, "keepalive": str(int(self._wall()))}
+        return tuple(Write(schema.node_key(node, key), value.encode(), ANY) for key, value in sorted(values.items()))
+
+    def _commit(self, changes: tuple[Change, ...]) -> None:
+        try:
+            self._store.apply(changes)
+        except Conflict as lost:
+            if lost.path.startswith(schema.node(self._standing.node)):
+                self._say(Level.WARNING, f"{lost.path} is gone: it is written again")
+                self._restore()
+            if not self._lost:
+                self._wake.set()  # the fence moved between read and write: once more, now; then with the next tick
+            self._lost = True
+            return
+        self._troubled = self._lost = False
+        self._on_acknowledged(self._clock())
+
+    def _tell(self, text: str) -> None:
+        if not self._troubled:
+            self._say(Level.WARNING, text)
+        self._troubled = True
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()
+            started = self._clock()
+            try:
+                self.round()
+            except PVCError as error:
+                self._tell(f"keepalive: {error}")
+            except Exception:
+                # Whatever goes wrong in a round, the next one must come: without keepalives this node gets fenced.
+                self._say(Level.CRITICAL, f"keepalive: {traceback.format_exc()}")
+            self._on_round()
+            self._wake.wait(max(0.0, started + self._tick_s - self._clock()))

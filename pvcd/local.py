@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""What this host's libvirt shows about its domains, as values, and the verbs that the daemon needs of it. Pure.
+
+`Hypervisor` is the seam between the daemon and libvirt: `pvcd.hypervisor` implements it on libvirt, the simulator on a model.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+
+class Status(str, Enum):
+    """What libvirt says of a domain. Everything but a clear answer is UNKNOWN, and UNKNOWN is never a reason to act."""
+
+    UNKNOWN = "unknown"
+    ABSENT = "absent"
+    RUNNING = "running"
+    PAUSED = "paused"
+    IO_ERROR = "io-error"
+    MIGRATING = "migrating"
+    """Paused by a migration: a source after the data phase, or a destination's half copy. Whose it is, the claim says."""
+    CRASHED = "crashed"
+    """Known to libvirt, its QEMU gone or its guest crashed."""
+
+
+COPY = frozenset({Status.RUNNING, Status.PAUSED, Status.IO_ERROR})
+"""A whole guest that executes, or would if it were resumed."""
+
+
+class CallState(str, Enum):
+    """How a migration call that this process started stands."""
+
+    ACTIVE = "active"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Call:
+    """A migration call of this process. `op` is the operation's id; `error` libvirt's words when it failed."""
+
+    op: str
+    state: CallState
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Local:
+    """One domain on this host. `job`: libvirt has a job active on it; `detail`: why unknown; `moved`: bytes a job has moved."""
+
+    status: Status
+    job: bool = False
+    call: Call | None = None
+    detail: str = ""
+    moved: int = 0
+
+
+@dataclass(frozen=True)
+class Guest:
+    """One row of the inventory of this host."""
+
+    uuid: str
+    name: str
+    status: Status
+    memory_mib: int
+
+
+class Hypervisor(Protocol):
+    """Verbs on local domains. Each raises HypervisorError (a definite no) or HypervisorUnknown, unless it says otherwise."""
+
+    def look(self, uuid: str) -> Local:
+        """Never raises: what cannot be known is Status.UNKNOWN with its detail."""
+
+    def inventory(self) -> tuple[Guest, ...]:
+        """Every active domain of this host, PVC's or not."""
+
+    def create(self, xml: str) -> None:
+        """Start a transient domain; returns when its guest runs."""
+
+    def shut_down(self, uuid: str) -> None:
+        """Ask the guest to power off (ACPI); returns at once. An absent domain is no error."""
+
+    def destroy(self, uuid: str) -> None:
+        """End the domain's QEMU and return only when it is gone. An absent domain is no error."""
+
+    def resume(self, uuid: str) -> None: ...
+
+    def start_migration(self, uuid: str, op: str, destination: str) -> None:
+        """Queue a live migration on a migration worker and return; `look(uuid).call` tells how it stands."""
+
+    def abort_migration(self, uuid: str) -> None:
+        """Abort the active job; no job is no error."""
+
+    def forget_call(self, uuid: str) -> None:
+        """Drop the remembered result of the last call. Never raises."""
+
+
+Inventory = Mapping[str, Guest]

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""Plans what becomes of the VMs of dead nodes, all at once, with memory counted down. Pure; the janitor applies it.
+
+Recovery follows claims and `hypervisor`, never a list of what was seen running. Every transaction checks the fences that prove
+the death; nothing is freed while a destination that lives may have the guest.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .cluster import claims
+from .cluster.claims import Actor
+from .cluster.placement import Planning
+from .cluster.records import Change, Claim, ClaimRecord, DomainRecord, View
+from .cluster.schema import FencePhase, OpPhase, VMState
+from .planner import recovered_word
+
+_WANTED = (VMState.START, VMState.MIGRATE, VMState.RESTART)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """One VM of a dead node. Without `changes` it waits, for the reason given. `failed`: the reason to keep with `failed`."""
+
+    uuid: str
+    node: str
+    changes: tuple[Change, ...]
+    reason: str
+    target: str | None = None
+    waits: bool = False
+    failed: str = ""
+
+
+def plan_recovery(me: Actor, view: View, domains: Mapping[str, DomainRecord], claimed: Mapping[str, ClaimRecord],
+                  sizes: Mapping[str, int | None], broken: Mapping[str, str]) -> list[Recovery]:
+    """The next step for every VM of a dead node. `sizes`: MiB of each VM; `broken`: why its definition cannot be used.
+
+    The biggest come first: small ones fit into what is left, the other way round a big one may fit nowhere.
+    """
+    planning = Planning(view, _promised(domains, claimed, sizes))
+    found = []
+    for uuid in sorted(set(domains) | set(claimed), key=lambda uuid: (-(sizes.get(uuid) or 0), uuid)):
+        record, claim = domains.get(uuid, DomainRecord(uuid)), claimed.get(uuid, ClaimRecord(None, -1))
+        if claim.exists:
+            step = _step(me, view, record, claim, planning, sizes.get(uuid) or 0, broken.get(uuid, ""))
+            found += [step] if step else []
+    return found
+
+
+def _promised(domains: Mapping[str, DomainRecord], claimed: Mapping[str, ClaimRecord], sizes: Mapping[str, int | None]) -> dict[str, int]:
+    """Memory that each node is about to use: VMs sent there that it has not claimed yet."""
+    promised: dict[str, int] = {}
+    for uuid, record in domains.items():
+        claim = claimed[uuid].value if uuid in claimed else None
+        if isinstance(record.hypervisor, str) and record.state in _WANTED and not (isinstance(claim, Claim) and claim.node == record.hypervisor):
+            promised[record.hypervisor] = promised.get(record.hypervisor, 0) + (sizes.get(uuid) or 0)
+    return promised
+
+
+def _step(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, planning: Planning, memory_mib: int, broken: str) -> Recovery | None:
+    held = claim.value
+    if held is None:
+        home = record.hypervisor
+        fence = view.fence(home) if isinstance(home, str) and home else None
+        if fence is None or fence.phase is not FencePhase.FENCED or record.state not in _WANTED:
+            return None
+        assert isinstance(home, str)
+        return _recover(me, view, record, claim, planning, memory_mib, broken, home, claims.proof(home, view.fences[home]))
+    if not isinstance(held, Claim) or not view.is_dead(held.node, held.inc):
+        return None
+    op = held.op
+    if op is not None and op.phase in (OpPhase.RUN, OpPhase.QUERY) and not view.is_dead(op.dest, op.dinc):
+        if op.phase is OpPhase.QUERY:
+            return Recovery(record.uuid, held.node, (), f"waits for {op.dest} to say whether it has it", waits=True)
+        changes = claims.ask(me, record.uuid, claim, claims.proof(held.node, view.fences[held.node]))
+        return Recovery(record.uuid, held.node, changes, f"it was on its way to {op.dest}: has {op.dest} got it?")
+    return _recover(me, view, record, claim, planning, memory_mib, broken, held.node, claims.proofs(view, held))
+
+
+def _recover(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, planning: Planning, memory_mib: int, broken: str, dead: str,
+             proved: tuple[Change, ...]) -> Recovery | None:
+    def step(words: list[Change], reason: str, target: str | None = None, waits: bool = False, failed: str = "") -> Recovery:
+        changes = claims.recover(me, record, claim, proved, words)
+        return Recovery(record.uuid, dead, changes, reason, target, waits, failed)
+
+    if not record.exists:
+        return step([], "its keys are gone: its claim is freed")
+    if not isinstance(record.state, VMState) or not isinstance(record.hypervisor, str):
+        return Recovery(record.uuid, dead, (), "its words are not understood: it is left as it is", waits=True)
+    if record.state not in _WANTED:
+        return step(claims.order(record, recovered_word(record.state)), f"{record.state.value}: its claim is freed")
+    if view.is_ready(record.hypervisor):
+        if claim.value is None or record.hypervisor == dead:
+            return None  # its home is back, and takes it itself
+        return step(claims.order(record, VMState.START), f"goes on to {record.hypervisor}", record.hypervisor)
+    if broken:
+        return step(claims.order(record, VMState.FAILED), f"failed: {broken}", failed=broken)
+    placed = planning.choose(memory_mib, {dead})
+    if placed.target is None:
+        # Freed all the same: the dead node may be switched on again, and takes its VM back if nobody else could.
+        if claim.value is None:
+            return Recovery(record.uuid, dead, (), f"fits nowhere: {placed.reason}", waits=True)
+        return step(claims.order(record), f"fits nowhere: {placed.reason}", waits=True)
+    words = claims.order(record, VMState.START, placed.target, _last(record, dead, placed.target))
+    return step(words, f"to {placed.target} ({placed.reason})", placed.target)
+
+
+def _last(record: DomainRecord, dead: str, target: str) -> str | None:
+    """`lasthypervisor` after the recovery: the dead node if it was the home, nothing if the VM comes home, else as it is."""
+    if record.lasthypervisor == target:
+        return ""
+    return dead if record.hypervisor == dead and not record.lasthypervisor else None

@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""A cluster of simulated nodes that run the product's own code: one virtual clock, no threads, every wait an appointment.
+
+A visit can be held up right before any of its commits and effects (`interrupt`): what the others do meanwhile comes first, and
+the process may die there. So every decision may act on stale knowledge, and every effect may be the last.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from pvcd.cluster import schema
+from pvcd.cluster.errors import PVCError
+from pvcd.cluster.records import ANY, Change, Check, Claim, Timing, View, Write, decode_claim, decode_fence
+from pvcd.cluster.schema import DaemonState
+from pvcd.cluster.store import Store
+from pvcd.environment import Environment
+from pvcd.fencing import Fencing
+from pvcd.instances import NODES, VIEW, Instances
+from pvcd.ipmi import Bmc, Power, Reading
+from pvcd.keepalive import Keepalive
+from pvcd.liveness import Liveness
+from pvcd.planner import Level
+from pvcd.reconciler import Reconciler
+from pvcd.registration import Refused, Registration, adoptable
+from pvcd.standing import Standing
+from pvcd.view import ViewCache
+
+from .fakehypervisor import Fabric, FakeHypervisor
+from .fakezk import FakeServer, FakeZooKeeper
+
+TICK_S = 5.0
+BUSY = 300
+"""More visits than anybody needs at one moment."""
+XML = "<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>{memory_mib}</memory></domain>"
+
+
+class Killed(BaseException):
+    """The simulated process ends here. No code of the product may catch it."""
+
+
+class Violation(AssertionError):
+    """An invariant of the protocol does not hold."""
+
+
+@dataclass
+class Host:
+    """One machine: power, boot, libvirt, its controller, and the pvcd that runs on it, if one does."""
+
+    name: str
+    hypervisor: FakeHypervisor
+    zk: FakeZooKeeper
+    boot: int = 1
+    power: bool = True
+    bmc: str = "ok"
+    daemon: Daemon | None = None
+    down_since: float = 0.0
+    last_keepalive: float = 0.0
+
+
+@dataclass
+class Cluster:
+    """`interrupt(daemon, what)` is called before each commit and effect; `log` is what everybody said, newest last."""
+
+    names: tuple[str, ...] = ("a", "b", "c")
+    now: float = 1000.0
+    log: list[str] = field(default_factory=list)
+    interrupt: Callable[[Daemon, str], None] = lambda _daemon, _what: None
+    lies_possible: bool = False
+
+    def __post_init__(self) -> None:
+        self.server = FakeServer(on_commit=self._committed)
+        self.fabric = Fabric(lambda: self.now, on_event=self._event)
+        self.hosts: dict[str, Host] = {}
+        self.late_offs: list[tuple[float, str]] = []
+        self.ids = 0
+        for name in self.names:
+            hypervisor, zk = FakeHypervisor(self.fabric, name), FakeZooKeeper(self.server, name)
+            self.hosts[name] = Host(name, hypervisor, zk)
+        self._claims: dict[str, bytes] = {}
+        self._fences: dict[str, bytes] = {}
+
+    def say(self, text: str) -> None:
+        self.log.append(f"{self.now:8.2f} {text}")
+
+    # ------------------------------------------------------------------------------------------------------ invariants
+
+    def _event(self, host: str, uuid: str) -> None:
+        """I1: never on two hosts at once."""
+        self.say(f"{host}: {uuid[:4]} {self.fabric.events[-1][3]}")
+        running = self.fabric.running(uuid)
+        if len(running) > 1 and not self._excluded(running):
+            raise Violation(f"I1: {uuid} runs on {running}")
+
+    def _excluded(self, running: list[str]) -> bool:
+        """Outside the promises: a controller that reports off for a machine that runs, is silent, and does not hear of it."""
+        return self.lies_possible and any(self.hosts[name].bmc == "lie" for name in running)
+
+    def _committed(self, client: str, changes: Sequence[Change]) -> None:
+        for change in changes:
+            if isinstance(change, Write) and change.path.startswith(schema.CLAIMS + "/"):
+                self._claim_moved(client, change.path, change.data)
+            elif isinstance(change, Write) and change.path.startswith(schema.FENCES + "/"):
+                self._fence_moved(client, change.path, change.data)
+            elif change.path.endswith("/keepalive") and isinstance(change, Write):
+                self.hosts[change.path.split("/")[2]].last_keepalive = self.now
+
+    def _claim_moved(self, client: str, path: str, data: bytes) -> None:
+        """I3: a claim leaves its holder by the holder's own hand, to the destination it named, or after a proof of its death."""
+        old, new = decode_claim(self._claims.get(path)), decode_claim(data)
+        self._claims[path] = data
+        if not isinstance(old, Claim) or old.node == client or client == "outside":
+            return
+        if isinstance(new, Claim) and (new.node, new.inc) == (old.node, old.inc):
+            return
+        op = old.op
+        given = isinstance(new, Claim) and op is not None and (new.node, new.inc) == (op.dest, op.dinc) == (client, op.dinc)
+        if not given and not self.is_dead(old.node, old.inc):
+            raise Violation(f"I3: {client} takes the claim {path} of {old.node}, which is not proved dead")
+
+    def is_dead(self, name: str, inc: str) -> bool:
+        fence = decode_fence(self.server.nodes[schema.fence(name)].data)
+        return fence is not None and (getattr(fence, "inc", inc) != inc or getattr(fence, "phase", None) is schema.FencePhase.FENCED)
+
+    def _fence_moved(self, client: str, path: str, data: bytes) -> None:
+        """I9: nobody is fenced who was not silent long enough; I3: nobody is `fenced` by its controller whose boot has power."""
+        name = path.rpartition("/")[2]
+        new, old = decode_fence(data), decode_fence(self._fences.get(path, data))
+        self._fences[path] = data
+        phase, before = getattr(new, "phase", None), getattr(old, "phase", None)
+        host = self.hosts[name]
+        if phase is schema.FencePhase.UP and getattr(new, "inc", "") != getattr(old, "inc", ""):
+            host.last_keepalive = self.now  # a registration is a sign of life
+        if phase is schema.FencePhase.FENCING and before is not phase and not getattr(new, "forced", False):
+            silent_s = self.now - host.last_keepalive
+            if silent_s < 6 * TICK_S - 0.01:
+                raise Violation(f"I9: {client} fences {name}, silent for {silent_s:.1f} s only")
+        proved = phase is schema.FencePhase.FENCED and before is not phase and getattr(new, "method", "") == "ipmi-off"
+        same_boot = getattr(new, "inc", "").startswith(f"{name}{host.boot}/")
+        if proved and host.power and same_boot and not (self.lies_possible and host.bmc == "lie"):
+            raise Violation(f"I3: {name} is called fenced by {client} while it has power")
+
+    # ----------------------------------------------------------------------------------------------------------- world
+
+    def define(self, uuid: str, node: str, state: str = "start", memory_mib: int = 512, name: str = "") -> None:
+        self.server.put(schema.domain(uuid), name or f"vm{uuid[:4]}")
+        xml = XML.format(name=name or f"vm{uuid[:4]}", uuid=uuid, memory_mib=memory_mib)
+        for key, value in (("hypervisor", node), ("lasthypervisor", ""), ("xml", xml), ("state", state)):
+            self.server.put(schema.domain_key(uuid, key), value)
+
+    def word(self, uuid: str, key: str) -> str | None:
+        return self.server.text(schema.domain_key(uuid, key))
+
+    def claim(self, uuid: str) -> Claim | None:
+        found = self.server.nodes.get(schema.claim(uuid))
+        value = decode_claim(found.data) if found else None
+        return value if isinstance(value, Claim) else None
+
+    def start_daemon(self, name: str) -> None:
+        """systemd starts pvcd; if it cannot start, it is tried again later."""
+        host = self.hosts[name]
+        if not host.power or host.daemon is not None:
+            return
+        host.daemon = daemon = Daemon(self, host)
+        try:
+            daemon.start()
+        except (PVCError, Refused) as error:
+            self.say(f"{name}: pvcd does not start: {error}")
+            self.stop_daemon(name)
+        except Killed:
+            return
+
+    def stop_daemon(self, name: str) -> None:
+        """The process is gone, at once."""
+        host = self.hosts[name]
+        host.daemon = None
+        host.hypervisor.forget_process()
+        host.zk.forget()
+        host.down_since = self.now
+
+    def power_off(self, name: str) -> None:
+        host = self.hosts[name]
+        self.stop_daemon(name)
+        host.power = False
+        host.hypervisor.power_off()
+
+    def power_on(self, name: str) -> None:
+        host = self.hosts[name]
+        if not host.power:
+            host.power, host.boot = True, host.boot + 1
+            host.hypervisor.power_on()
+            host.down_since = self.now
+
+    def pass_time(self, seconds: float) -> None:
+        """Move the clock, and let everything come about that comes about by itself."""
+        self.now += seconds
+        self.fabric.sweep()
+        for due, name in [late for late in self.late_offs if late[0] <= self.now]:
+            self.late_offs.remove((due, name))
+            if self.hosts[name].power:
+                self.say(f"{name}: its BMC cuts the power")
+                self.power_off(name)
+
+    def run(self, seconds: float, step_s: float = 0.25) -> None:
+        """Everybody does what is due, in order, without faults; migrations go on."""
+        end = self.now + seconds
+        while self.now < end:
+            self.pass_time(step_s)
+            self.server.deliver()
+            for job in self.fabric.jobs():
+                self.fabric.advance(job)
+            for host in self.hosts.values():
+                if host.daemon is None and host.power and self.now - host.down_since > 1.0:
+                    self.start_daemon(host.name)
+                if host.daemon is not None:
+                    host.daemon.turn()
+
+
+class FakeIpmi:
+    """Controllers as one node sees them: `ok`, `dead`, `ignore` (accepts off, stays on), `lie` (reports off, stays on), `wrong` (the
+    next machine's).
+    """
+
+    def __init__(self, cluster: Cluster, daemon: Daemon) -> None:
+        self._cluster, self._daemon = cluster, daemon
+
+    def _host(self, bmc: Bmc) -> Host | None:
+        host = self._cluster.hosts[bmc.host]
+        if host.bmc == "wrong":
+            names = self._cluster.names
+            host = self._cluster.hosts[names[(names.index(host.name) + 1) % len(names)]]
+        return host if host.bmc != "dead" and self._daemon.host.zk.connected else None
+
+    def cipher(self, _bmc: Bmc) -> int | None:
+        return 3
+
+    def status(self, bmc: Bmc) -> Reading:
+        self._daemon.interrupted("ipmi status")
+        host = self._host(bmc)
+        if host is None:
+            return Reading(Power.UNKNOWN, "no answer")
+        return Reading(Power.OFF if not host.power or host.bmc == "lie" else Power.ON)
+
+    def off(self, bmc: Bmc) -> str:
+        self._daemon.interrupted("ipmi off")
+        host = self._host(bmc)
+        if host is not None and host.bmc == "ok" and host.power:
+            self._cluster.late_offs.append((self._cluster.now + (0.3, 6.0)[self._cluster.ids % 2], host.name))
+        return "Chassis Power Control: Down/Off"
+
+    def on(self, bmc: Bmc) -> str:
+        self._daemon.interrupted("ipmi on")
+        if self._host(bmc) is not None:
+            self._cluster.power_on(bmc.host)
+        return "Chassis Power Control: Up/On"
+
+    def guid(self, bmc: Bmc) -> str | None:
+        host = self._host(bmc)
+        if bmc.host == self._daemon.host.name:
+            return "1" * 31 + bmc.host  # asked at the start, before anybody has mixed up the cables
+        return None if host is None else "1" * 31 + host.name
+
+
+class Daemon:
+    """pvcd, wired as `pvcd.daemon` wires it, but turned by hand."""
+
+    def __init__(self, cluster: Cluster, host: Host) -> None:
+        self.cluster, self.host = cluster, host
+        name = host.name
+        self.store = Store(host.zk)
+        host.zk.before_commit = lambda changes: self.interrupted("gate" if all(isinstance(c, Check) for c in changes) else "commit")
+        host.hypervisor.before_effect = self.interrupted
+        host.hypervisor.notify = lambda uuid: self.nudge(("domain", uuid)) if uuid else None
+        self.standing = Standing(name)
+        self.queue = Reconciler(lambda key: self.instances.visit(key), self._clock, self._report, workers=0)
+        self.cache = ViewCache(self.store, self._view_changed)
+        self.env = Environment(name, self.store, host.hypervisor, self.standing.actor, self.cache.current, self._clock, self._utc,
+                               self._say, self.nudge, self.queue.mark_slow, self._new_id, TICK_S)
+        self.instances = Instances(self.env, host.zk, self.cache, self.queue.forget)
+        self.keepalive = Keepalive(self.store, self.standing, TICK_S, self._clock, self._clock, self._say, self._acknowledged, self._exit,
+                                   self._restore, lambda: None)
+        self.liveness = Liveness(name, TICK_S)
+        self.fencing = Fencing(self.store, FakeIpmi(cluster, self), self.liveness, name, self.standing.actor,  # type: ignore[arg-type]
+                               self.cache.current, lambda view: view.hold.hold, self._say, self._utc, "reboot", self._new_id())
+        self.due = {"keepalive": 0.0, "timer": 0.0, "fence": 0.0, "resync": cluster.now + 60.0}
+        self.runs_from = float("inf")
+        self._running = False
+        self._busy: set[str] = set()
+
+    # ------------------------------------------------------------------------------------------------------- callbacks
+
+    def interrupted(self, what: str) -> None:
+        """Right before a commit or effect. If this process has died meanwhile, it goes no further."""
+        self.cluster.interrupt(self, what)
+        if self.host.daemon is not self:
+            raise Killed
+
+    def nudge(self, key: tuple[str, str], delay_s: float = 0.0) -> None:
+        if key == VIEW and not delay_s:
+            self.due["keepalive"] = 0.0
+        if delay_s:
+            self.queue.add_after(key, delay_s)
+        else:
+            self.queue.add(key)
+
+    def _view_changed(self, names: list[str]) -> None:
+        self.instances.view_changed(names)
+        self.due["fence"] = 0.0
+
+    def _clock(self) -> float:
+        return self.cluster.now
+
+    def _utc(self) -> str:
+        return f"t{self.cluster.now:.0f}"
+
+    def _new_id(self) -> str:
+        self.cluster.ids += 1
+        return f"op{self.cluster.ids}"
+
+    def _say(self, level: Level, text: str) -> None:
+        self.cluster.say(f"{self.host.name} {level.value}: {text}")
+
+    def _report(self, key: tuple[str, str], text: str) -> None:
+        raise Violation(f"{self.host.name} {key}: {text}")
+
+    def _acknowledged(self, now: float) -> None:
+        self.acknowledged = now
+        self.queue.add(VIEW)
+
+    acknowledged: float | None = None
+
+    def _exit(self, reason: str) -> None:
+        self.cluster.say(f"{self.host.name}: pvcd exits: {reason}")
+        raise Killed
+
+    def _restore(self) -> None:
+        self.registration.restore(self.static)
+
+    # ------------------------------------------------------------------------------------------------------------ life
+
+    def start(self) -> None:
+        """As `pvcd.daemon.Daemon.start`, up to `run` or to the wait before it."""
+        name, host = self.host.name, self.host
+        free = host.hypervisor.free_mib()
+        self.static = {"ipmihostname": name, "ipmiusername": "u", "ipmipassword": "p", "protocol": "0", "memfree": str(free),
+                       "timing": Timing(TICK_S, 6).encode().decode()}
+        self.registration = Registration(self.store, host.hypervisor, name, f"{name}{host.boot}", f"machine {name}", self._utc())
+        start, version = self.registration.run(self.static)
+        self.standing.inc = start.inc
+        self.standing.set_up(version)
+        self._write_state(DaemonState.INIT)
+        self.runs_from = self.cluster.now + start.wait_s
+
+    def _run(self) -> None:
+        self.cache.refresh()
+        self.instances.start()
+        for key in (NODES, VIEW, ("domains", "")):
+            self.instances.visit(key)
+        for uuid in adoptable(self.store, self.host.hypervisor):
+            self.instances.visit(("domain", uuid))
+        actor = self.standing.actor()
+        if actor is None:
+            return
+        self.store.apply((actor.mine, Write(schema.node_key(self.host.name, "protocol"), b"1", ANY)))
+        self.keepalive.daemonstate = DaemonState.RUN
+        self._write_state(DaemonState.RUN)
+        self.cache.refresh()
+        self._running = True
+
+    def _write_state(self, word: DaemonState) -> None:
+        actor = self.standing.actor()
+        if actor is None:
+            raise Refused("the fence was moved during the start")
+        self.store.apply((actor.mine, Write(schema.node_key(self.host.name, "daemonstate"), word.value.encode(), ANY)))
+
+    def view(self) -> View:
+        return self.cache.current()
+
+    def turn(self, most: int = BUSY) -> None:
+        """Do what is due; a process that dies or has to end is gone afterwards."""
+        try:
+            self._turn(most)
+        except Killed:
+            if self.host.daemon is self:
+                self.cluster.stop_daemon(self.host.name)
+
+    def _turn(self, most: int) -> None:
+        now = self.cluster.now
+        if not self.standing.inc:
+            return  # not registered yet: no thread runs
+        if now >= self.due["keepalive"]:
+            self.due["keepalive"] = now + TICK_S
+            self.keepalive.leave({"memfree": str(self.host.hypervisor.free_mib())})
+            self._on_thread("keepalive", self.keepalive.round)
+            if self.host.hypervisor.answers:
+                self.instances.inventory_seen(self.host.hypervisor.inventory())
+        if not self._running:
+            if now >= self.runs_from:
+                self._on_thread("main", self._run)
+            return
+        if now >= self.due["timer"]:
+            self.due["timer"] = now + 1.0
+            self._on_thread("timer", self._observe)
+        if now >= self.due["resync"]:
+            self.due["resync"] = now + 60.0
+            self.instances.resync()
+        if now >= self.due["fence"]:
+            self.due["fence"] = now + 1.0
+            self._on_thread("fence", self._fence)
+        if self.queue.run_due(most) == BUSY:
+            raise Violation(f"{self.host.name}: visits without an end")
+
+    def _observe(self) -> None:
+        if self.acknowledged is not None:
+            self.liveness.acknowledged(self.acknowledged)
+        values = self.store.keepalives([name for name in self.instances.nodes if name != self.host.name])
+        self.liveness.observe(self._clock(), {name: value.version for name, value in values.items() if value.data is not None})
+
+    def _fence(self) -> None:
+        self.due["fence"] = self.cluster.now + self.fencing.visit(self.cluster.now)
+
+    def _on_thread(self, name: str, call: Callable[[], None]) -> None:
+        """A thread does one thing at a time, also when others come in between."""
+        if name in self._busy:
+            return
+        self._busy.add(name)
+        try:
+            call()
+        except PVCError:
+            return
+        finally:
+            self._busy.discard(name)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""Directed schedules about the death of nodes: silence, proof, controllers that lie, the brake, cold starts."""
+from __future__ import annotations
+
+from pvcd.cluster import schema
+
+from .cluster import Cluster, Daemon
+from .directed import VM, once, world
+
+
+def silent(cluster: Cluster, name: str) -> None:
+    cluster.hosts[name].zk.cut()
+
+
+def cut_off_and_bmc_dead() -> None:
+    """Nothing is started elsewhere while nothing is proved; when the network heals first, the node objects and keeps its guest."""
+    cluster = world()
+    silent(cluster, "a")
+    cluster.hosts["a"].bmc = "dead"
+    cluster.run(300.0)
+    once(cluster, "a")
+    assert '"phase":"fencing"' in (cluster.server.text(schema.fence("a")) or "")
+    cluster.hosts["a"].zk.heal()
+    cluster.run(10.0)
+    assert '"phase":"up"' in (cluster.server.text(schema.fence("a")) or "")
+    once(cluster, "a")
+    assert sum("starts" in event[3] for event in cluster.fabric.events) == 1
+
+
+def controller_ignores_off() -> None:
+    """Success is answered, and the machine stays on: never recovered."""
+    cluster = world()
+    silent(cluster, "a")
+    cluster.hosts["a"].bmc = "ignore"
+    cluster.run(300.0)
+    once(cluster, "a")
+
+
+def controller_of_another_machine() -> None:
+    """The cables are mixed up: nobody may be told to switch off, least of all the machine that the controller belongs to."""
+    cluster = world()
+    silent(cluster, "a")
+    cluster.hosts["a"].bmc = "wrong"
+    cluster.run(120.0)
+    once(cluster, "a")
+    assert all(host.power for host in cluster.hosts.values())
+
+
+def controller_lies_and_the_node_is_linked() -> None:
+    """Off is reported for a machine that writes keepalives again: the proof fails, because it checks the silent keepalive."""
+    cluster = world()
+    cluster.lies_possible = True
+    silent(cluster, "a")
+    cluster.hosts["a"].bmc = "lie"
+
+    def interrupt(daemon: Daemon, what: str) -> None:
+        zk = cluster.hosts["a"].zk
+        if daemon.host.name != "a" and what == "ipmi status" and not zk.connected:
+            zk.heal()  # the cable is plugged in again just now, and the very next thing is its keepalive
+            owner = cluster.hosts["a"].daemon
+            assert owner is not None
+            owner.keepalive.wake()
+            owner.due["keepalive"] = 0.0
+            owner.turn()
+    cluster.interrupt = interrupt
+    cluster.run(120.0)
+    assert cluster.fabric.running(VM) == ["a"], cluster.fabric.running(VM)
+    assert not any("fenced: seen off" in line for line in cluster.log)
+
+
+def janitor_dies_at_each_step() -> None:
+    """Whoever does the fence is killed right before each of its writes and orders in turn: another finishes, and the VM lives one new life."""
+    for step in range(60):
+        cluster = world()
+        cluster.power_off("a")
+        cluster.hosts["a"].down_since = float("inf")
+        cluster.run(25.0)
+        seen, killed = 0, False
+
+        def interrupt(daemon: Daemon, what: str, cluster: Cluster = cluster, wanted: int = step) -> None:
+            nonlocal seen, killed
+            fencing = '"phase":"up"' not in (cluster.server.text(schema.fence("a")) or "")
+            if daemon._busy == {"fence"} and fencing and not killed:
+                seen += 1
+                if seen > wanted:
+                    killed = True
+                    cluster.say(f"{daemon.host.name}: killed before {what}")
+                    cluster.stop_daemon(daemon.host.name)
+        cluster.interrupt = interrupt
+        cluster.run(60.0)
+        once(cluster, "b", "c")
+        assert sum("starts" in event[3] for event in cluster.fabric.events) == 2
+        if not killed:
+            assert step > 5
+            return
+    raise AssertionError("a fence has no end")
+
+
+def two_of_three_silent() -> None:
+    """The brake: nobody is fenced automatically while too many are silent, and nothing sticks afterwards."""
+    cluster = world()
+    silent(cluster, "b")
+    silent(cluster, "c")
+    cluster.run(120.0)
+    assert all('"phase":"up"' in (cluster.server.text(schema.fence(name)) or "") for name in cluster.names)
+    once(cluster, "a")
+    cluster.hosts["b"].zk.heal()
+    cluster.hosts["c"].zk.heal()
+    cluster.run(30.0)
+    assert all(cluster.server.text(schema.node_key(name, "daemonstate")) == "run" for name in cluster.names)
+
+
+def whole_cluster_boots_cold() -> None:
+    """All hosts lose power and return: nobody is fenced, and every VM runs once, at home."""
+    cluster = world()
+    for name in cluster.names:
+        cluster.power_off(name)
+        cluster.hosts[name].down_since = float("inf")
+    cluster.run(600.0)
+    for name in cluster.names:
+        cluster.power_on(name)
+    cluster.run(60.0)
+    once(cluster, "a")
+    assert not any("the fence is committed" in line for line in cluster.log)
+
+
+def zookeeper_away() -> None:
+    """Everybody is cut off for 70 s: afterwards all timers start again, and nobody is fenced."""
+    cluster = world()
+    for host in cluster.hosts.values():
+        host.zk.cut()
+    cluster.run(70.0)
+    for number, host in enumerate(cluster.hosts.values()):
+        host.zk.heal()
+        cluster.run(4.0 * number)
+    cluster.run(30.0)
+    once(cluster, "a")
+    assert not any("the fence is committed" in line for line in cluster.log)
+
+
+SCHEDULES = (cut_off_and_bmc_dead, controller_ignores_off, controller_of_another_machine, controller_lies_and_the_node_is_linked,
+             janitor_dies_at_each_step, two_of_three_silent, whole_cluster_boots_cold, zookeeper_away)

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""A model of libvirt and QEMU on several hosts, with live migrations in steps and what goes wrong in each. No threads.
+
+A migration goes prepare → perform → finish → confirm. In `finish` the source is paused and the destination may already run: if
+the reply is lost, the source is in doubt, and libvirt wakes it by itself after RESUME_S.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pvcd.cluster import definition
+from pvcd.cluster.errors import BadDefinition, HypervisorError, HypervisorUnknown
+from pvcd.local import Call, CallState, Guest, Local, Status
+
+RESUME_S = 30.0
+HALF_COPY_S = 33.0
+
+
+@dataclass
+class Copy:
+    """One QEMU: `life` is its guest's boot, kept through a migration."""
+
+    name: str
+    memory_mib: int
+    status: Status
+    life: int
+    since: float
+
+
+@dataclass
+class Job:
+    """One migration, on its source's libvirtd."""
+
+    uuid: str
+    op: str
+    source: str
+    dest: str
+    phase: str = "prepare"
+    since: float = 0.0
+    moved: int = 0
+    aborted: bool = False
+    waited_s: float = 0.0
+    """how long the source's libvirtd has waited in doubt; while it hangs its keepalive counts nothing"""
+    seen: float = 0.0
+    answered: bool = True
+
+
+@dataclass
+class Fabric:
+    """All hosts. `clock` is virtual time; `events` is what happened, newest last."""
+
+    clock: Callable[[], float]
+    hosts: dict[str, FakeHypervisor] = field(default_factory=dict)
+    events: list[tuple[float, str, str, str]] = field(default_factory=list)
+    lives: int = 0
+    on_event: Callable[[str, str], None] | None = None
+
+    def running(self, uuid: str) -> list[str]:
+        """Hosts on which the guest executes."""
+        return [name for name, host in self.hosts.items() if uuid in host.copies and host.copies[uuid].status is Status.RUNNING]
+
+    def say(self, host: str, uuid: str, what: str) -> None:
+        self.events.append((self.clock(), host, uuid, what))
+        if self.on_event is not None:
+            self.on_event(host, uuid)
+
+    def jobs(self) -> list[Job]:
+        return [job for host in self.hosts.values() for job in host.jobs.values()]
+
+    def advance(self, job: Job, lost: bool = False, resumed: bool = True) -> None:
+        """One step of a migration. `lost`: what is sent in this step does not arrive; in `finish`, `resumed` says whether the
+        destination was told before the reply was lost.
+        """
+        source, dest = self.hosts[job.source], self.hosts[job.dest]
+        here, there = source.copies.get(job.uuid), dest.copies.get(job.uuid)
+        step = getattr(self, f"_{job.phase}")
+        step(job, source, dest, here, there, lost, resumed)
+
+    def _prepare(self, job: Job, source: FakeHypervisor, dest: FakeHypervisor, here: Copy | None, there: Copy | None, lost: bool,
+                 _resumed: bool) -> None:
+        if lost or here is None or here.status is not Status.RUNNING or there is not None or not dest.answers or job.aborted:
+            return self._end(job, source, "refused by the destination")
+        dest.copies[job.uuid] = Copy(here.name, here.memory_mib, Status.MIGRATING, here.life, self.clock())
+        job.phase, job.since = "perform", self.clock()
+        return self.say(job.dest, job.uuid, "incoming")
+
+    def _perform(self, job: Job, source: FakeHypervisor, dest: FakeHypervisor, here: Copy | None, there: Copy | None, lost: bool,
+                 _resumed: bool) -> None:
+        arrived = there is not None and there.status is Status.MIGRATING and dest.power
+        if lost or not arrived or here is None or here.status is not Status.RUNNING or job.aborted:
+            return self._end(job, source, "failed in the data phase")
+        job.moved += 1
+        if job.moved >= 2:
+            here.status, here.since = Status.MIGRATING, self.clock()
+            job.phase, job.since = "finish", self.clock()
+            self.say(job.source, job.uuid, "paused")
+        return None
+
+    def _finish(self, job: Job, source: FakeHypervisor, dest: FakeHypervisor, _here: Copy | None, there: Copy | None, lost: bool,
+                resumed: bool) -> None:
+        able = there is not None and there.status is Status.MIGRATING and dest.power and dest.answers
+        if able and there is not None and (not lost or resumed):
+            there.status = Status.RUNNING
+            self.say(job.dest, job.uuid, "arrives")
+        job.phase = "confirm" if able and not lost else "indoubt"
+        job.since = job.seen = self.clock()
+        if job.phase == "indoubt":
+            self.say(job.source, job.uuid, "in doubt")
+        del source
+
+    def _confirm(self, job: Job, source: FakeHypervisor, _dest: FakeHypervisor, here: Copy | None, _there: Copy | None, _lost: bool,
+                 _resumed: bool) -> None:
+        if here is not None:
+            del source.copies[job.uuid]
+        del source.jobs[job.uuid]
+        source.finished(job, CallState.SUCCEEDED, "")
+        self.say(job.source, job.uuid, "gone")
+
+    def _indoubt(self, job: Job, source: FakeHypervisor, _dest: FakeHypervisor, here: Copy | None, _there: Copy | None, _lost: bool,
+                 _resumed: bool) -> None:
+        if source.answers and job.answered:
+            job.waited_s += self.clock() - job.seen
+        job.seen, job.answered = self.clock(), source.answers
+        if job.waited_s < RESUME_S:
+            return
+        if here is not None and here.status is Status.MIGRATING:
+            here.status = Status.RUNNING
+            self.say(job.source, job.uuid, "libvirt wakes the source")
+        self._end(job, source, "the reply was lost")
+
+    def _end(self, job: Job, source: FakeHypervisor, error: str) -> None:
+        source.jobs.pop(job.uuid, None)
+        source.finished(job, CallState.FAILED, error)
+        self.say(job.source, job.uuid, f"migration ends: {error}")
+
+    def sweep(self) -> None:
+        """Half copies whose source has gone are killed by their own libvirtd after a while."""
+        for name, host in self.hosts.items():
+            for uuid, copy in list(host.copies.items()):
+                fed = any(job.uuid == uuid and job.dest == name and job.phase != "indoubt" for job in self.jobs())
+                own = any(job.uuid == uuid and job.source == name for job in self.jobs())
+                if copy.status is Status.MIGRATING and not fed and not own and self.clock() - copy.since > HALF_COPY_S:
+                    del host.copies[uuid]
+                    self.say(name, uuid, "half copy killed by libvirt")
+
+
+class FakeHypervisor:
+    """One host's libvirt; implements `pvcd.local.Hypervisor`. `notify(uuid)` as the real one."""
+
+    def __init__(self, fabric: Fabric, name: str, memory_mib: int = 8192) -> None:
+        self.fabric, self.name, self.memory_mib = fabric, name, memory_mib
+        self.copies: dict[str, Copy] = {}
+        self.jobs: dict[str, Job] = {}
+        self.calls: dict[str, Call] = {}
+        self.power, self.answers = True, True
+        self.refuse: dict[str, str] = {}
+        """UUID → libvirt's words when it is asked to start it"""
+        self.late_create = False
+        """the next create succeeds, and its answer is lost"""
+        self.notify: Callable[[str | None], None] = lambda _uuid: None
+        self.before_effect: Callable[[str], None] = lambda _what: None
+        """called when a verb is on its way to libvirt; what the others do in there comes first"""
+        fabric.hosts[name] = self
+
+    # ------------------------------------------------------------------------------------------------------- faults
+
+    def power_off(self) -> None:
+        for uuid in list(self.copies):
+            self.fabric.say(self.name, uuid, "power off")
+        self.power, self.copies, self.jobs, self.calls = False, {}, {}, {}
+
+    def power_on(self) -> None:
+        self.power, self.answers = True, True
+
+    def forget_process(self) -> None:
+        """pvcd has died: what it knew of its calls is gone, the jobs go on."""
+        self.calls = {}
+
+    def qemu_dies(self, uuid: str) -> None:
+        if self.copies.pop(uuid, None) is not None:
+            self.fabric.say(self.name, uuid, "QEMU dies")
+            job = self.jobs.get(uuid)
+            if job is not None:
+                self.fabric._end(job, self, "domain is not running")
+            self._nudge(uuid)
+
+    def finished(self, job: Job, state: CallState, error: str) -> None:
+        """A migration is over; the process that called still knows of it, or not."""
+        if job.uuid in self.calls and self.calls[job.uuid].op == job.op:
+            self.calls[job.uuid] = Call(job.op, state, error)
+            self._nudge(job.uuid)
+
+    def _nudge(self, uuid: str) -> None:
+        self.notify(uuid)
+
+    def _answer(self) -> None:
+        if not self.answers or not self.power:
+            raise HypervisorUnknown("libvirt does not answer")
+
+    def free_mib(self) -> int:
+        return self.memory_mib - sum(copy.memory_mib for copy in self.copies.values())
+
+    # ---------------------------------------------------------------------------------------------------- local.Hypervisor
+
+    def look(self, uuid: str) -> Local:
+        call = self.calls.get(uuid)
+        if not self.answers or not self.power:
+            return Local(Status.UNKNOWN, call=call, detail="libvirt does not answer")
+        copy, job = self.copies.get(uuid), self.jobs.get(uuid)
+        incoming = any(j.uuid == uuid and j.dest == self.name and j.phase in ("perform", "finish") for j in self.fabric.jobs())
+        if copy is None:
+            return Local(Status.ABSENT, call=call)
+        return Local(copy.status, job is not None or (incoming and copy.status is Status.MIGRATING), call, moved=job.moved if job else 0)
+
+    def inventory(self) -> tuple[Guest, ...]:
+        self._answer()
+        return tuple(Guest(uuid, copy.name, copy.status, copy.memory_mib) for uuid, copy in sorted(self.copies.items()))
+
+    def create(self, xml: str) -> None:
+        self.before_effect("create")
+        self._answer()
+        try:
+            found = definition.parse(xml.encode())
+        except BadDefinition as error:
+            raise HypervisorError(str(error), permanent=True) from error
+        if found.uuid in self.refuse:
+            raise HypervisorError(self.refuse[found.uuid])
+        if found.uuid in self.copies or any(copy.name == found.name for copy in self.copies.values()):
+            raise HypervisorError(f"domain '{found.name}' already exists")
+        self.fabric.lives += 1
+        self.copies[found.uuid] = Copy(found.name, found.memory_mib, Status.RUNNING, self.fabric.lives, self.fabric.clock())
+        self.fabric.say(self.name, found.uuid, f"starts life {self.fabric.lives}")
+        self._nudge(found.uuid)
+        if self.late_create:
+            self.late_create = False
+            raise HypervisorUnknown("the answer was lost")
+
+    def shut_down(self, uuid: str) -> None:
+        """The guest obeys at once, unless its name says that it is deaf."""
+        self.before_effect("shut down")
+        self._answer()
+        copy = self.copies.get(uuid)
+        if copy is not None and not copy.name.startswith("deaf"):
+            self._remove(uuid, "powers off")
+
+    def destroy(self, uuid: str) -> None:
+        self.before_effect("destroy")
+        self._answer()
+        self._remove(uuid, "destroyed")
+
+    def _remove(self, uuid: str, what: str) -> None:
+        if self.copies.pop(uuid, None) is not None:
+            self.fabric.say(self.name, uuid, what)
+            job = self.jobs.get(uuid)
+            if job is not None:
+                self.fabric._end(job, self, "domain is not running")
+            self._nudge(uuid)
+
+    def resume(self, uuid: str) -> None:
+        self.before_effect("resume")
+        self._answer()
+        copy = self.copies.get(uuid)
+        if copy is not None and copy.status is not Status.RUNNING:
+            copy.status = Status.RUNNING
+            self.fabric.say(self.name, uuid, "resumed")
+
+    def start_migration(self, uuid: str, op: str, destination: str) -> None:
+        self.before_effect("migrate")
+        self.calls[uuid] = Call(op, CallState.ACTIVE)
+        if uuid in self.copies and uuid not in self.jobs and destination in self.fabric.hosts:
+            self.jobs[uuid] = Job(uuid, op, self.name, destination, since=self.fabric.clock())
+            self.fabric.say(self.name, uuid, f"migrates to {destination}")
+        else:
+            self.calls[uuid] = Call(op, CallState.FAILED, "it is not here")
+
+    def abort_migration(self, uuid: str) -> None:
+        self._answer()
+        if uuid in self.jobs:
+            self.jobs[uuid].aborted = True
+
+    def forget_call(self, uuid: str) -> None:
+        if uuid in self.calls and self.calls[uuid].state is not CallState.ACTIVE:
+            del self.calls[uuid]

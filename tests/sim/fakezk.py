@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""A model of ZooKeeper: a linearizable store with versions, transactions, ephemerals and watches. No threads, no clock.
+
+A client can be cut off, may read from a follower that lags behind, and can lose the answer to a commit. Watches ring when the
+simulator delivers them, coalesced, as kazoo does it.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from pvcd.cluster.errors import Conflict, OutcomeUnknown, Unreachable
+from pvcd.cluster.records import ANY, MISSING, Change, Check, Create, Value, Write
+from pvcd.cluster.zk import check_sizes
+
+
+@dataclass
+class Node:
+    """One key: its data, its version, and the session that an ephemeral belongs to."""
+
+    data: bytes
+    version: int = 0
+    owner: str | None = None
+
+
+@dataclass
+class FakeServer:
+    """The ensemble. `log` keeps who changed what, newest last."""
+
+    nodes: dict[str, Node] = field(default_factory=dict)
+    zxid: int = 0
+    pending: dict[tuple[str, str], None] = field(default_factory=dict)
+    """watches that will ring: (client, path)"""
+    clients: dict[str, FakeZooKeeper] = field(default_factory=dict)
+    on_commit: Callable[[str, Sequence[Change]], None] | None = None
+
+    def put(self, path: str, data: bytes | str) -> None:
+        """An unconditional write from outside, as an old client makes it; creates the key where it is missing."""
+        raw = data.encode() if isinstance(data, str) else data
+        self.commit("outside", [Write(path, raw, ANY) if path in self.nodes else Create(path, raw)])
+
+    def text(self, path: str) -> str | None:
+        found = self.nodes.get(path)
+        return found.data.decode("utf-8", "replace") if found else None
+
+    def children(self, path: str) -> list[str]:
+        prefix = path + "/"
+        return sorted({name[len(prefix):].split("/")[0] for name in self.nodes if name.startswith(prefix)})
+
+    def delete_tree(self, path: str) -> None:
+        for name in [name for name in self.nodes if name == path or name.startswith(path + "/")]:
+            del self.nodes[name]
+            self._changed(name)
+
+    def commit(self, client: str, changes: Sequence[Change]) -> None:
+        """All or nothing, checked and applied in order. Raises Conflict."""
+        before = {change.path: self.nodes.get(change.path) for change in changes}
+        copies = {path: Node(node.data, node.version, node.owner) if node else None for path, node in before.items()}
+        try:
+            for change in changes:
+                self._apply(client, change)
+        except Conflict:
+            for path, node in copies.items():
+                if node is None:
+                    self.nodes.pop(path, None)
+                else:
+                    self.nodes[path] = node
+            raise
+        written = [change for change in changes if not isinstance(change, Check)]
+        for change in written:
+            self._changed(change.path)
+        self.zxid += bool(written)
+        if self.on_commit is not None:
+            self.on_commit(client, changes)
+
+    def _apply(self, client: str, change: Change) -> None:
+        found = self.nodes.get(change.path)
+        if isinstance(change, Create):
+            if found is not None:
+                raise Conflict(change.path, "exists already")
+            parent = change.path.rpartition("/")[0]
+            if parent and parent not in self.nodes:
+                raise Conflict(change.path, "is gone")
+            self.nodes[change.path] = Node(change.data, owner=client if change.ephemeral else None)
+            return
+        if found is None:
+            raise Conflict(change.path, "is gone")
+        if change.version not in (ANY, found.version):
+            raise Conflict(change.path, "BadVersionError")
+        if isinstance(change, Write):
+            found.data, found.version = change.data, found.version + 1
+        elif not isinstance(change, Check):
+            if self.children(change.path):
+                raise Conflict(change.path, "NotEmptyError")
+            del self.nodes[change.path]
+
+    def expire(self, client: str) -> None:
+        """The client's session has ended: its ephemerals go."""
+        for path in [path for path, node in self.nodes.items() if node.owner == client]:
+            del self.nodes[path]
+            self._changed(path)
+
+    def _changed(self, path: str) -> None:
+        parent = path.rpartition("/")[0]
+        for name, client in self.clients.items():
+            if path in client.values:
+                self.pending[name, path] = None
+            if parent in client.lists:
+                self.pending[name, parent] = None
+
+    def deliver(self, choose: Callable[[tuple[str, str]], bool] = lambda _watch: True) -> int:
+        """Ring the pending watches that `choose` picks, of clients that are connected; how many."""
+        ringing = [watch for watch in self.pending if choose(watch) and self.clients[watch[0]].connected]
+        for watch in ringing:
+            self.pending.pop(watch, None)
+            self.clients[watch[0]].ring(watch[1])
+        return len(ringing)
+
+
+class FakeZooKeeper:
+    """One client's connection; the API of `pvcd.cluster.zk.ZooKeeper`."""
+
+    def __init__(self, server: FakeServer, name: str) -> None:
+        self.server, self.name, self.connected = server, name, True
+        self.values: dict[str, Callable[[], None]] = {}
+        self.lists: dict[str, Callable[[], None]] = {}
+        self.lose: str | None = None
+        """the next commit: 'after' it is applied and its answer lost, 'before' it is lost on its way"""
+        self.before_commit: Callable[[Sequence[Change]], None] = lambda _changes: None
+        """called when a commit is on its way; what the others do in there comes first"""
+        self._snapshot: dict[str, Value] | None = None
+        server.clients[name] = self
+
+    # ------------------------------------------------------------------------------------------------------- faults
+
+    def cut(self) -> None:
+        self.connected = False
+
+    def heal(self) -> None:
+        """Connected again: kazoo reads every watch anew."""
+        self.connected, self._snapshot = True, None
+        for path in (*self.values, *self.lists):
+            self.server.pending[self.name, path] = None
+
+    def lag(self, behind: bool) -> None:
+        """Read from a follower that stands still, until `sync`, a commit or `lag(False)`."""
+        self._snapshot = {path: Value(node.data, node.version) for path, node in self.server.nodes.items()} if behind else None
+
+    def forget(self) -> None:
+        """The process has died: its watches and ephemerals are gone."""
+        self.values, self.lists, self._snapshot, self.lose = {}, {}, None, None
+        self.server.pending = {watch: None for watch in self.server.pending if watch[0] != self.name}
+        self.server.expire(self.name)
+
+    def ring(self, path: str) -> None:
+        for callback in (self.values.get(path), self.lists.get(path)):
+            if callback is not None:
+                callback()
+
+    # ------------------------------------------------------------------------------------------------- the client's API
+
+    def _reach(self) -> None:
+        if not self.connected:
+            raise Unreachable("not connected to ZooKeeper")
+
+    def read(self, path: str) -> Value:
+        return self.read_many([path])[path]
+
+    def read_many(self, paths: Iterable[str]) -> dict[str, Value]:
+        self._reach()
+        if self._snapshot is not None:
+            return {path: self._snapshot.get(path, MISSING) for path in paths}
+        found = {path: self.server.nodes.get(path) for path in paths}
+        return {path: Value(node.data, node.version) if node else MISSING for path, node in found.items()}
+
+    def children(self, path: str) -> list[str] | None:
+        self._reach()
+        return self.server.children(path) if path in self.server.nodes else None
+
+    def sync(self, _path: str) -> None:
+        self._reach()
+        self._snapshot = None
+
+    def commit(self, changes: Sequence[Change]) -> None:
+        check_sizes(changes)
+        self._reach()
+        self.before_commit(changes)
+        self._reach()
+        self._snapshot = None
+        lose, self.lose = self.lose, None
+        if lose != "before":
+            self.server.commit(self.name, changes)
+        if lose is not None:
+            raise OutcomeUnknown("ZooKeeper's answer was lost")
+
+    def delete_tree(self, path: str) -> None:
+        self._reach()
+        self.server.delete_tree(path)
+
+    def watch_value(self, path: str, callback: Callable[[], None]) -> None:
+        self.values[path] = callback
+        self.server.pending[self.name, path] = None
+
+    def watch_children(self, path: str, callback: Callable[[], None]) -> None:
+        self.lists[path] = callback
+        self.server.pending[self.name, path] = None
+
+    def unwatch(self, path: str) -> None:
+        self.values.pop(path, None)
+        self.lists.pop(path, None)
+
+    def start(self, timeout_s: float) -> None:
+        if not self.connected:
+            raise Unreachable(f"no answer within {timeout_s:g} s")
+
+    def stop(self) -> None:
+        self.forget()
+
+    def ensure_alive(self) -> None:
+        return
+
+    @property
+    def last_zxid(self) -> int:
+        return self.server.zxid

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""Random schedules with faults: a seed is a schedule, and the same seed is the same schedule.
+
+Every seed has its own mix of faults (swarm testing: with everything broken all the time the deep paths are never reached). At any
+commit or effect others may come first, or the process may die. Then everything heals, and every VM must be where it belongs.
+
+python3 -m sim.schedule --seeds 2000 · --first N · --replay SEED · --lie      (with the checkout and its tests/ on PYTHONPATH)
+"""
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from pvcd.cluster import fences, requests, schema
+from pvcd.cluster.errors import PVCError
+from pvcd.cluster.records import Fence
+from pvcd.cluster.schema import FencePhase, VMState
+from pvcd.cluster.store import Store
+
+from .cluster import Cluster, Daemon, Violation
+from .fakezk import FakeZooKeeper
+
+VMS = ("aaaa0000-0000-4000-8000-000000000001", "bbbb0000-0000-4000-8000-000000000002")
+STEPS = 700
+HEAL_S = 900.0
+SHOWN = 60
+
+
+class Schedule:
+    """One seed's world and its dice."""
+
+    def __init__(self, seed: int, lie: bool = False) -> None:
+        self.dice = random.Random(seed)
+        self.world = Cluster(lies_possible=lie)
+        self.world.interrupt = self._interrupt
+        self.operator = FakeZooKeeper(self.world.server, "operator")
+        self.store = Store(self.operator)
+        self.ordered: dict[str, VMState] = {}
+        self.count: Counter[str] = Counter()
+        self._depth = 0
+        self._calm = False
+        dice = self.dice
+        faults = (self._kill_daemon, self._crash, self._boot, self._link, self._bmc, self._qemu, self._libvirt, self._lose, self._lag,
+                  self._refuse, self._session, self._flush, self._command, self._command, self._old_command, self._operator_fences)
+        self.weights = {fault: dice.choice((0, 0.3, 1, 2)) for fault in faults}
+        self.weights[self._boot] = 1.5
+        self.weights[self._command] += 0.5
+        self.rate = dice.choice((0.02, 0.05, 0.1))
+        self.stale, self.death = dice.choice((0, 0.02, 0.1, 0.3)), dice.choice((0, 0, 0.002, 0.01))
+        self.loss = dice.choice((0.0, 0.05, 0.2, 0.5))
+        for name in self.world.names:
+            self.world.start_daemon(name)
+        self.world.run(2.0)
+        for uuid in VMS:
+            self.world.define(uuid, dice.choice(self.world.names), memory_mib=dice.choice((512, 5000)))
+            self.ordered[uuid] = VMState.START
+
+    # ------------------------------------------------------------------------------------------------------------ steps
+
+    def run(self) -> None:
+        for _ in range(STEPS):
+            self.step()
+        self.heal()
+
+    def step(self) -> None:
+        dice, world = self.dice, self.world
+        roll = dice.random()
+        if roll < self.rate:
+            chosen = dice.choices(list(self.weights), list(self.weights.values()))[0]
+            self.count[chosen.__name__] += 1
+            chosen()
+        elif roll < 0.45:
+            world.pass_time(dice.choice((0.01, 0.1, 0.3, 1.0, 2.0)))
+            self._restarts()
+            for host in world.hosts.values():
+                if host.daemon is not None and dice.random() < 0.8:
+                    host.daemon.turn(dice.choice((1, 2, 5)))
+        elif roll < 0.6:
+            for job in world.fabric.jobs():
+                if dice.random() < 0.6:
+                    world.fabric.advance(job, dice.random() < self.loss, dice.random() < 0.5)
+        elif roll < 0.75:
+            world.server.deliver(lambda _watch: dice.random() < 0.7)
+        else:
+            host = world.hosts[dice.choice(world.names)]
+            if host.daemon is not None:
+                host.daemon.turn(1)
+
+    def _interrupt(self, daemon: Daemon, what: str) -> None:
+        """Others come first, or the process dies right here."""
+        if self._calm or self._depth >= 3:
+            return
+        if self.dice.random() < self.death:
+            self.world.say(f"{daemon.host.name}: dies before {what}")
+            self.count["dies before " + what] += 1
+            self.world.stop_daemon(daemon.host.name)
+        elif self.dice.random() < self.stale:
+            self._depth += 1
+            try:
+                for _ in range(self.dice.choice((1, 3, 10))):
+                    self.step()
+            finally:
+                self._depth -= 1
+
+    def _restarts(self) -> None:
+        """systemd starts pvcd again; some hosts come back by themselves."""
+        for host in self.world.hosts.values():
+            down_s = self.world.now - host.down_since
+            if host.power and host.daemon is None and down_s > 1.0 and self.dice.random() < 0.5:
+                self.world.start_daemon(host.name)
+
+    # ----------------------------------------------------------------------------------------------------------- faults
+
+    def _host(self) -> str:
+        return self.dice.choice(self.world.names)
+
+    def _kill_daemon(self) -> None:
+        self.world.stop_daemon(self._host())
+
+    def _crash(self) -> None:
+        if self.dice.random() < 0.5:
+            name = self._host()
+            self.world.say(f"{name}: loses power")
+            self.world.power_off(name)
+
+    def _boot(self) -> None:
+        name = self._host()
+        if not self.world.hosts[name].power:
+            self.world.say(f"{name}: boots")
+        self.world.power_on(name)
+
+    def _link(self) -> None:
+        zk = self.world.hosts[self._host()].zk
+        self.world.say(f"{zk.name}: link {'cut' if zk.connected else 'healed'}")
+        (zk.cut if zk.connected else zk.heal)()
+
+    def _bmc(self) -> None:
+        modes = ("ok", "ok", "dead", "ignore", "wrong", *(("lie",) if self.world.lies_possible else ()))
+        name, mode = self._host(), self.dice.choice(modes)
+        fence = self.store.view().fence(name)
+        # Nobody re-plugs cables in the seconds of a fence; and whose controller it is can only be told once it was recorded.
+        known = self.world.server.text(schema.node_key(name, "ipmiguid")) is not None and fence is not None and fence.phase is FencePhase.UP
+        if mode != "wrong" or known:
+            self.world.hosts[name].bmc = mode
+
+    def _qemu(self) -> None:
+        self.world.hosts[self._host()].hypervisor.qemu_dies(self.dice.choice(VMS))
+
+    def _libvirt(self) -> None:
+        hypervisor = self.world.hosts[self._host()].hypervisor
+        hypervisor.answers = not hypervisor.answers
+        hypervisor.late_create = self.dice.random() < 0.3
+
+    def _lose(self) -> None:
+        self.world.hosts[self._host()].zk.lose = self.dice.choice(("before", "after"))
+
+    def _lag(self) -> None:
+        self.world.hosts[self._host()].zk.lag(True)
+
+    def _refuse(self) -> None:
+        refuse = self.world.hosts[self._host()].hypervisor.refuse
+        if refuse:
+            refuse.clear()
+        else:
+            refuse[self.dice.choice(VMS)] = "no disk"
+
+    def _session(self) -> None:
+        self.world.server.expire(self._host())
+
+    # -------------------------------------------------------------------------------------------------------- operators
+
+    def _flush(self) -> None:
+        path = schema.node_key(self._host(), "domainstate")
+        if path in self.world.server.nodes:
+            self.world.server.put(path, self.dice.choice(("flush", "unflush", "unflush")))
+
+    def _command(self) -> None:
+        """Our client: decided on what it reads, applied after the cluster has gone on."""
+        uuid, verb = self.dice.choice(VMS), self.dice.choice(("start", "start", "stop", "shutdown", "restart", "move", "migrate", "unmigrate"))
+        try:
+            record, view = self.store.domain(uuid), self.store.view()
+            if verb == "move":
+                request = requests.move(record, view, self._host())
+            elif verb == "migrate":
+                request = requests.migrate(record, view, self._host(), force=True)
+            elif verb == "unmigrate":
+                request = requests.unmigrate(record, view)
+            else:
+                request = getattr(requests, verb)(record)
+            for _ in range(self.dice.choice((0, 0, 5))):
+                self.step()
+            self.store.apply(request.changes)
+        except PVCError:
+            return
+        self.world.say(f"operator: {request.says}")
+        if request.changes:
+            words = {"stop": VMState.STOP, "shutdown": VMState.STOP}
+            self.ordered[uuid] = words.get(verb, VMState.START if verb != "move" or record.state is VMState.START else self.ordered[uuid])
+
+    def _old_command(self) -> None:
+        """0.1's client: unconditional, in one transaction."""
+        uuid, target = self.dice.choice(VMS), self._host()
+        record = self.store.domain(uuid)
+        word = self.dice.choice(("start", "stop", "move", "migrate"))
+        self.world.say(f"old client: {word} {uuid[:4]} {target}")
+        if word in ("start", "stop"):
+            self.world.server.put(schema.domain_key(uuid, "state"), word)
+            self.ordered[uuid] = VMState(word)
+            return
+        running = record.state is VMState.START
+        self.world.server.put(schema.domain_key(uuid, "lasthypervisor"), "" if word == "move" else str(record.hypervisor))
+        self.world.server.put(schema.domain_key(uuid, "hypervisor"), target)
+        if running or word == "migrate":
+            self.world.server.put(schema.domain_key(uuid, "state"), "migrate" if running else "start")
+            self.ordered[uuid] = VMState.START
+
+    def _operator_fences(self) -> None:
+        """A fence by hand, or the operator's word for a machine that is off."""
+        name = self._host()
+        view = self.store.view()
+        fence = view.fence(name)
+        if fence is None or self.dice.random() < 0.5:
+            return
+        host = self.world.hosts[name]
+        try:
+            if fence.phase is FencePhase.UP and any(view.is_running(other) for other in view.nodes if other != name):
+                version = self.store.keepalives([name])[name].version
+                self.store.apply(fences.forced(view, name, "operator", version, "now"))
+                self.world.say(f"operator: fences {name}")
+            elif fence.phase is FencePhase.FENCING and not host.power:
+                self.store.apply(fences.proved(view, name, "operator", "confirm", "now"))
+                self.world.say(f"operator: confirms that {name} is off")
+        except PVCError:
+            return
+
+    # ------------------------------------------------------------------------------------------------------------- end
+
+    def heal(self) -> None:
+        """No more faults: everything must come to rest where it belongs."""
+        self._calm = True
+        world = self.world
+        world.say("everything heals")
+        for host in world.hosts.values():
+            host.bmc = "ok"
+            host.hypervisor.answers, host.hypervisor.late_create = True, False
+            host.hypervisor.refuse.clear()
+            host.zk.lose = None
+            if not host.zk.connected:
+                host.zk.heal()
+            host.zk.lag(False)
+            world.power_on(host.name)
+        deadline = world.now + HEAL_S
+        while world.now < deadline:
+            world.run(5.0, 0.5)
+            for host in world.hosts.values():
+                world.power_on(host.name)
+            wrong = self.unsettled()
+            if not wrong:
+                return
+        raise Violation(f"I2: not at rest {HEAL_S:.0f} s after everything had healed: {wrong}")
+
+    def unsettled(self) -> str:
+        """What is not as it must be at the end, or ''."""
+        for uuid in VMS:
+            state, home = self.world.word(uuid, "state"), self.world.word(uuid, "hypervisor")
+            running, claim = self.world.fabric.running(uuid), self.world.claim(uuid)
+            if state == "start":
+                if running != [home] or claim is None or claim.node != home or claim.op is not None:
+                    return f"{uuid[:4]} state {state} hypervisor {home} runs on {running} claim {claim}"
+            elif state in ("stop", "failed"):
+                if running or claim is not None:
+                    return f"{uuid[:4]} state {state} runs on {running} claim {claim}"
+            else:
+                return f"{uuid[:4]} state {state}"
+            if state != "failed" and state != self.ordered[uuid].value:
+                return f"I11: {uuid[:4]} was ordered to {self.ordered[uuid].value} last, and its state is {state}"
+        down = [name for name in self.world.names if self.world.server.text(schema.node_key(name, "daemonstate")) != "run"]
+        fenced = [name for name in self.world.names if not isinstance(self.store.view().fence(name), Fence)]
+        return f"{down} {fenced}" if down or fenced else ""
+
+
+def violation(seed: int, lie: bool = False, prepare: Callable[[Schedule], None] | None = None) -> tuple[str, Schedule]:
+    """Run one seed; the violated invariant, or ''."""
+    schedule = Schedule(seed, lie)
+    if prepare is not None:
+        prepare(schedule)
+    try:
+        schedule.run()
+    except Violation as found:
+        return str(found), schedule
+    return "", schedule
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--replay", type=int)
+    parser.add_argument("--lie", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.replay is not None:
+        found, schedule = violation(arguments.replay, arguments.lie)
+        print("\n".join(schedule.world.log[-SHOWN:]))
+        print(f"seed {arguments.replay}: {found or 'no violation'}; {dict(schedule.count)}")
+        return 1 if found else 0
+    started, bad, total = time.monotonic(), 0, Counter[str]()
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
+        found, schedule = violation(seed, arguments.lie)
+        total += schedule.count
+        if found:
+            bad += 1
+            print(f"seed {seed}: {found}", flush=True)
+    print(f"{arguments.seeds} seeds from {arguments.first}, {bad} violations, {time.monotonic() - started:.0f} s; {dict(total)}")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

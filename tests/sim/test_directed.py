@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""Each directed schedule holds what it promises."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from . import directed, directed_fences
+
+
+@pytest.mark.parametrize("schedule", directed.SCHEDULES + directed_fences.SCHEDULES, ids=lambda schedule: schedule.__name__)
+def test_directed(schedule: Callable[[], None]) -> None:
+    schedule()

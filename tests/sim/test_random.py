@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""Random schedules with faults: no promise is broken, and afterwards everything comes to rest. PVC_SEEDS=N runs N of them."""
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+
+from .schedule import violation
+
+SEEDS = int(os.environ.get("PVC_SEEDS", "2000"))
+CHUNK = 50
+CORPUS = (1, 3, 23, 42, 76, 84, 106, 172, 185, 186, 235, 1549, 1983)
+"""Seeds that found something once, in the product or in the models."""
+
+
+def broken(first: int) -> list[str]:
+    return [f"seed {seed}: {found}" for seed in range(first, first + CHUNK) if (found := violation(seed)[0])]
+
+
+def test_what_was_found_once() -> None:
+    assert [f"seed {seed}: {found}" for seed in CORPUS if (found := violation(seed)[0])] == []
+
+
+def test_random_schedules() -> None:
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        found = [line for lines in pool.map(broken, range(10_000, 10_000 + SEEDS, CHUNK)) for line in lines]
+    assert found == []
+
+
+def test_with_a_controller_that_lies() -> None:
+    assert [f"seed {seed}: {found}" for seed in range(100) if (found := violation(seed, lie=True)[0])] == []

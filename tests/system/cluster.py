@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""What the system tests ask of a lab's cluster, in words of their own."""
+from __future__ import annotations
+
+import json
+import time
+from itertools import pairwise
+from typing import Any
+
+from lablib.host import wait_for
+from lablib.lab import Lab
+from lablib.witness import Recorder, Testimony
+
+GAP_S = 1.0
+"""A life goes on if its counter is never silent for longer (it counts twice a second)."""
+
+
+def started(lab: Lab, vm: str, node: str, **options: Any) -> None:
+    """Define and start a guest, and wait until it speaks."""
+    lives = len(lab.testimony(vm).lives)
+    lab.define(vm, node, **options)
+    lab.pvc("vm", "start", vm, "--wait", timeout_s=60)
+    lab.await_life(vm, lives + 1)
+
+
+def info(lab: Lab, vm: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(lab.pvc("vm", "info", vm, "-f", "json").stdout)
+    return found
+
+
+def words(lab: Lab, vm: str) -> tuple[str, str, str]:
+    """state, hypervisor, lasthypervisor."""
+    found = info(lab, vm)
+    return found["state"], found["hypervisor"], found["lasthypervisor"] or ""
+
+
+def nodes(lab: Lab) -> dict[str, dict[str, Any]]:
+    return {row["name"]: row for row in json.loads(lab.pvc("node", "list", "-f", "json").stdout)}
+
+
+def settles(lab: Lab, vm: str, *wanted: str, timeout_s: float = 60) -> None:
+    """Wait until state, hypervisor, lasthypervisor begin with `wanted`."""
+    wait_for(f"{vm} is {wanted}", lambda: words(lab, vm)[:len(wanted)] == wanted, timeout_s, 0.3)
+
+
+def where(lab: Lab, vm: str) -> list[str]:
+    """The nodes on which libvirt shows the VM."""
+    return [name for name in lab.names if lab.node(name).pid and vm in lab.domains(name)]
+
+
+class Life:
+    """Watches one VM from now on: the same life goes on, without a silence over GAP_S."""
+
+    def __init__(self, lab: Lab, recorder: Recorder, vm: str) -> None:
+        self.vm, self._recorder = vm, recorder
+        written = lab.testimony(vm).life
+        assert written is not None
+        wait_for(f"the recorder hears {vm}", lambda: self.testimony.life and self.testimony.life.boot == written.boot, 5)
+        life = self.testimony.life
+        assert life is not None
+        self._boot, self._seen, self._lives = life.boot, len(life.times), len(self.testimony.lives)
+
+    @property
+    def testimony(self) -> Testimony:
+        return self._recorder.testimony(self.vm)
+
+    def speaks(self, lines: int = 3, timeout_s: float = 10) -> None:
+        """Wait until the guest has spoken some more."""
+        life = self.testimony.life
+        assert life is not None
+        before = len(life.times)
+        wait_for(f"{self.vm} goes on speaking", lambda: len(life.times) >= before + lines, timeout_s)
+
+    def goes_on(self, gap_s: float = GAP_S) -> float:
+        """Still the same life; returns its longest silence since the watch began, seconds."""
+        self.speaks()
+        life = self.testimony.life
+        assert life is not None and life.boot == self._boot and len(self.testimony.lives) == self._lives, "it lives another life"
+        assert not self.testimony.doubles, self.testimony.doubles
+        times = life.times[max(0, self._seen - 1):]
+        longest = max(b - a for a, b in pairwise(times))
+        assert longest <= gap_s, f"{self.vm} was silent for {longest:.2f} s"
+        assert life.missing == 0
+        return longest
+
+
+def slowed(lab: Lab, vm: str, node: str, mib_s: int = 8) -> None:
+    """Let the next migration of a VM last some 10 s, for faults in the middle of it."""
+    lab.node(node).run("virsh", "-q", "migrate-setspeed", vm, str(mib_s))
+
+
+def migrating(lab: Lab, vm: str, node: str) -> None:
+    """Wait until libvirt on `node` moves the VM's memory."""
+    wait_for(f"{vm} is being migrated", lambda: "Unbounded" in lab.node(node).run("virsh", "-q", "domjobinfo", vm, check=False).stdout, 20)
+
+
+def timed(call: Any) -> float:
+    started_at = time.monotonic()
+    call()
+    return time.monotonic() - started_at

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""One lab for all system tests, witnesses that listen from the first moment, and a clean cluster before each test.
+
+PVC_LAB=NAME uses a lab that is up already, and leaves it up.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from lablib.host import LabError, wait_for
+from lablib.lab import Lab
+from lablib.witness import Recorder
+
+
+@pytest.fixture(scope="session")
+def running_lab() -> Iterator[Lab]:
+    kept = os.environ.get("PVC_LAB")
+    lab = Lab(kept or "tests", print)
+    if not kept:
+        lab.down()
+    lab.up()
+    try:
+        yield lab
+    finally:
+        if not kept:
+            lab.down()
+
+
+@pytest.fixture(scope="session")
+def recorder(running_lab: Lab) -> Iterator[Recorder]:
+    mend(running_lab)
+    for path in (running_lab.shared / "serial").iterdir():
+        path.unlink()  # of an earlier run in the same lab
+    with Recorder(running_lab.shared / "serial") as recorder:
+        yield recorder
+
+
+@pytest.fixture
+def lab(running_lab: Lab, recorder: Recorder) -> Iterator[Lab]:
+    mend(running_lab)
+    yield running_lab
+    mend(running_lab)
+
+
+def mend(lab: Lab) -> None:
+    """Power, network, services, ready nodes, no VMs: whatever the test before has left."""
+    for name in lab.names:
+        lab.node(name).boot()
+    for name in lab.names:
+        lab.heal(name)
+        lab.node(name).freeze(False)
+        lab.node(name).run("systemctl", "start", "zookeeper.service", "libvirtd-tcp.socket", "libvirtd.service", timeout_s=60)
+    for name in lab.names:
+        lab.await_services(name)
+        lab.node(name).run("systemctl", "start", "pvcd.service", timeout_s=90)
+    wait_for("every node is in run", lambda: all(word == "run" for word in daemonstates(lab)), 90, 0.5)
+    for name in lab.names:  # a fence that was under way is over: now a controller that answers again cuts no power
+        if lab.bmc(name).mode != "ok" or lab.bmc(name).pid is None:
+            lab.bmc(name).set_mode("ok")
+    for vm in lab.pvc("vm", "list", "-f", "name").stdout.split():
+        lab.pvc("vm", "undefine", "--yes", vm, timeout_s=90)
+    for name in lab.names:
+        foreign = lab.domains(name)
+        for domain in foreign:
+            lab.node(name).run("virsh", "-q", "destroy", domain, check=False)
+        lab.pvc("node", "ready", "--no-return", name)
+
+
+def daemonstates(lab: Lab) -> list[str]:
+    import json
+    try:
+        return [row["daemonstate"] for row in json.loads(lab.pvc("node", "list", "-f", "json", timeout_s=20).stdout)]
+    except LabError:
+        return [""]

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""A guest keeps its life through whatever is done to pvcd on its node: before, during and after a migration."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from lablib.host import wait_for
+from lablib.lab import Lab
+from lablib.witness import Recorder
+
+from .cluster import Life, migrating, nodes, settles, slowed, started, where
+
+
+def kill(lab: Lab, node: str) -> None:
+    lab.node(node).run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", "pvcd.service")
+
+
+def restart(lab: Lab, node: str) -> None:
+    lab.node(node).run("systemctl", "restart", "pvcd.service", timeout_s=90)
+
+
+def stop_and_start(lab: Lab, node: str) -> None:
+    lab.node(node).run("systemctl", "stop", "pvcd.service", timeout_s=60)
+    assert lab.zk(node, f"/nodes/{node}/daemonstate") == "stop"
+    lab.node(node).run("systemctl", "start", "pvcd.service", timeout_s=90)
+
+
+def upgrade(lab: Lab, node: str) -> None:
+    """dpkg -i of the packages that are installed already does what an upgrade does."""
+    lab.install(node, sorted((lab.folder / "build").glob("pvc-*.deb")))
+
+
+@pytest.mark.parametrize("fault", [kill, restart, stop_and_start, upgrade])
+def test_before_and_after_a_migration(lab: Lab, recorder: Recorder, fault: Callable[[Lab, str], None]) -> None:
+    started(lab, "keep1", "hv1")
+    life = Life(lab, recorder, "keep1")
+    fault(lab, "hv1")
+    wait_for("hv1 runs again", lambda: nodes(lab)["hv1"]["daemonstate"] == "run", 30)
+    lab.pvc("vm", "migrate", "keep1", "-t", "hv2", "--wait")
+    fault(lab, "hv2")
+    life.goes_on()
+    settles(lab, "keep1", "start", "hv2", "hv1")
+    assert where(lab, "keep1") == ["hv2"]
+
+
+@pytest.mark.parametrize("victim", ["hv1", "hv2"])
+@pytest.mark.parametrize("fault", [kill, pytest.param(restart, marks=pytest.mark.long), upgrade])
+def test_during_a_migration(lab: Lab, recorder: Recorder, fault: Callable[[Lab, str], None], victim: str) -> None:
+    started(lab, "keep2", "hv1")
+    life = Life(lab, recorder, "keep2")
+    slowed(lab, "keep2", "hv1")
+    lab.pvc("vm", "migrate", "keep2", "-t", "hv2")
+    migrating(lab, "keep2", "hv1")
+    fault(lab, victim)
+    wait_for("the migration is over", lambda: len(where(lab, "keep2")) == 1, 60, 0.3)
+    wait_for("the words say where it is", lambda: settled(lab, "keep2"), 30, 0.3)
+    life.goes_on()
+
+
+def settled(lab: Lab, vm: str) -> bool:
+    from .cluster import words
+    state, hypervisor, _ = words(lab, vm)
+    return state == "start" and where(lab, vm) == [hypervisor]

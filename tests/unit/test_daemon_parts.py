@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""The small rooms of the daemon: configuration, standing and keepalive, zxid, notifications, log lines, identity."""
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from sim.fakehypervisor import Fabric, FakeHypervisor
+from sim.fakezk import FakeServer, FakeZooKeeper
+
+from pvcd import ansiiprint, config, identity, zxid
+from pvcd.cluster import schema
+from pvcd.cluster.records import Fence, FenceRecord
+from pvcd.cluster.schema import FencePhase, Unknown
+from pvcd.cluster.store import Store
+from pvcd.keepalive import Keepalive, measure
+from pvcd.notify import Notifier
+from pvcd.registration import Registration
+from pvcd.standing import Answer, Standing, answer
+
+
+def load(tmp_path: Path, text: str, mode: int = 0o600, host: str = "hv1") -> config.Config:
+    path = tmp_path / "pvcd.conf"
+    path.write_text(text)
+    path.chmod(mode)
+    return config.load(str(path), host)
+
+
+def test_the_hosts_section_wins_and_default_fills_the_gaps(tmp_path: Path) -> None:
+    found = load(tmp_path, "[default]\nzookeeper = z:1\nipmi_password = 100%\nodd = 1\n[hv1]\nzookeeper = y:2, x:3\n")
+    assert found.zookeeper == "y:2,x:3" and found.ipmi_password == "100%" and found.ipmi_hostname == "hv1-lom"
+    assert "odd" in found.warnings[0] and "100%" not in repr(found)
+    assert (found.call_timeout_s, found.session_timeout_s) == (4.0, 10.0)
+    quick = load(tmp_path, "[default]\nkeepalive_interval = 1\n")
+    assert quick.call_timeout_s < 1 and quick.session_timeout_s == 4.0
+
+
+@pytest.mark.parametrize("line", ["zookeeper = a b", "keepalive_interval = 0", "keepalive_interval = soon", "fence_intervals = 2", "fence_intervals = 4",
+                                  "fence_action = maybe", "migration_workers = 0", "migration_workers = 1.5", "shutdown_timeout = x",
+                                  "migrate_unsafe = perhaps", "ipmi_hostname = -x", "ipmi_username = -x", "ipmi_password = " + "p" * 21])
+def test_what_is_wrong_names_itself(tmp_path: Path, line: str) -> None:
+    with pytest.raises(config.ConfigError) as error:
+        load(tmp_path, f"[default]\n{line}\n")
+    assert line.split()[0] in str(error.value) and "pppp" not in str(error.value)
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match=r"pvcd\.conf\.sample"):
+        config.load(str(tmp_path / "none"), "hv1")
+    with pytest.raises(config.ConfigError, match="not a configuration"):
+        load(tmp_path, "nonsense")
+    with pytest.raises(config.ConfigError, match="neither a section"):
+        load(tmp_path, "[other]\nzookeeper = z:1\n")
+    with pytest.raises(config.ConfigError, match="chmod"):
+        load(tmp_path, "[default]\nipmi_password = p\n", 0o644)
+    assert load(tmp_path, "[default]\nzookeeper = z:1\n", 0o644)
+
+
+@pytest.mark.parametrize(("phase", "inc", "forced", "expected"), [
+    (FencePhase.UP, "a/0", False, Answer.PUBLISH), (FencePhase.FENCING, "a/0", False, Answer.OBJECT), (FencePhase.FENCING, "a/0", True, Answer.SILENT),
+    (FencePhase.FENCED, "a/0", False, Answer.EXIT), (FencePhase.REMOVED, "a/0", False, Answer.EXIT), (FencePhase.UP, "a/1", False, Answer.EXIT),
+    (FencePhase.FENCING, "a/1", True, Answer.EXIT)])
+def test_what_a_node_does_about_its_own_fence(phase: FencePhase, inc: str, forced: bool, expected: Answer) -> None:
+    assert answer(FenceRecord(Fence(inc, phase, forced=forced), 3), "a/0") is expected
+
+
+def test_a_fence_that_is_gone_or_garbage_is_no_order() -> None:
+    assert answer(FenceRecord(None, -1), "a/0") is answer(FenceRecord(Unknown(b"{"), 1), "a/0") is Answer.SILENT
+
+
+class Beat:
+    """A registered node and its keepalive."""
+
+    def __init__(self) -> None:
+        self.server = FakeServer()
+        self.zk = FakeZooKeeper(self.server, "a")
+        self.store = Store(self.zk)
+        self.registration = Registration(self.store, FakeHypervisor(Fabric(lambda: 0.0), "a"), "a", "b1", "m", "now")
+        _, version = self.registration.run({"staticdata": "x"})
+        self.standing = Standing("a")
+        self.standing.inc = "b1/0"
+        self.standing.set_up(version)
+        self.exits: list[str] = []
+        self.acknowledged: list[float] = []
+        self.keepalive = Keepalive(self.store, self.standing, 5.0, lambda: 1.0, lambda: 1234.5, lambda _level, _text: None,
+                                   self.acknowledged.append, self.exits.append, lambda: self.registration.restore({}), lambda: None)
+
+    @property
+    def version(self) -> int:
+        return self.server.nodes[schema.node_key("a", "keepalive")].version
+
+    def fence(self, fence: Fence) -> None:
+        self.server.put(schema.fence("a"), fence.encode())
+
+
+def test_a_round_publishes_the_keepalive_and_the_statistics() -> None:
+    b = Beat()
+    b.keepalive.leave({"memfree": "77"})
+    b.keepalive.leave(measure(["u1", "u0"], 3))
+    b.keepalive.round()
+    assert b.server.text(schema.node_key("a", "keepalive")) == "1234" and b.acknowledged == [1.0]
+    assert b.server.text(schema.node_key("a", "runningdomains")) == "u0 u1" and b.server.text(schema.node_key("a", "domainscount")) == "3"
+
+
+def test_the_objection_is_the_keepalive_and_comes_before_any_other() -> None:
+    b = Beat()
+    before = b.version
+    b.fence(Fence("b1/0", FencePhase.FENCING, ka=before))
+    b.keepalive.round()
+    assert '"phase":"up"' in (b.server.text(schema.fence("a")) or "") and b.version == before + 1
+    assert b.standing.actor() is None
+    b.keepalive.round()
+    assert b.standing.actor() is not None
+
+
+@pytest.mark.parametrize("fence", [Fence("b1/0", FencePhase.FENCING, forced=True), Fence("b1/0", FencePhase.FENCED), Fence("b2/0", FencePhase.UP)])
+def test_a_node_that_may_not_act_writes_nothing(fence: Fence) -> None:
+    b = Beat()
+    b.fence(fence)
+    before = dict(b.server.nodes), b.version
+    b.keepalive.round()
+    assert (dict(b.server.nodes), b.version) == before and b.standing.actor() is None
+    assert bool(b.exits) is not fence.forced
+
+
+def test_wiped_keys_come_back() -> None:
+    b = Beat()
+    b.server.delete_tree(schema.node("a"))
+    b.keepalive.round()
+    b.keepalive.round()
+    assert b.server.text(schema.node_key("a", "keepalive")) == "1234"
+
+
+def test_an_older_zookeeper_is_refused(tmp_path: Path) -> None:
+    zxid.refuse_older(tmp_path, 5)
+    zxid.keep(tmp_path, 7)
+    zxid.refuse_older(tmp_path, 7)
+    with pytest.raises(zxid.Older, match="rm "):
+        zxid.refuse_older(tmp_path, 6)
+    (tmp_path / zxid.FILE).write_text("garbage")
+    zxid.refuse_older(tmp_path, 1)
+    zxid.keep(tmp_path / "missing", 1)
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_systemd_is_told(tmp_path: Path, abstract: bool) -> None:
+    name = f"\0pvc-test-{id(tmp_path)}" if abstract else str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(name)
+        notifier = Notifier(name.replace("\0", "@"))
+        for tell in (notifier.ready, notifier.watchdog, notifier.stopping, lambda: notifier.status("a\nb")):
+            tell()
+        assert [listener.recv(100) for _ in range(4)] == [b"READY=1", b"WATCHDOG=1", b"STOPPING=1", b"STATUS=a b"]
+    notifier.ready()
+    Notifier("").ready()
+
+
+def test_log_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "1:2")
+    ansiiprint.echo("one\x1b[1m\ntwo", "web1", ansiiprint.Level.WARNING)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:3] for line in lines] == ["<4>", "<4>"] and lines[0].endswith("web1 - one\\x1b[1m") and lines[1].endswith("two")
+    monkeypatch.delenv("JOURNAL_STREAM")
+    ansiiprint.echo("plain")
+    assert capsys.readouterr().out.startswith(">>> 20")
+
+
+def test_a_boot_is_its_id_and_its_first_process(tmp_path: Path) -> None:
+    def boot(boot_id: str, start: int) -> str:
+        (tmp_path / "sys/kernel/random").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "1").mkdir(exist_ok=True)
+        (tmp_path / "sys/kernel/random/boot_id").write_text(boot_id + "\n")
+        (tmp_path / "1/stat").write_text(f"1 (a) b) S {' '.join(['0'] * 18)} {start} 0\n")
+        return identity.boot(tmp_path)
+    assert len({boot("x", 1), boot("y", 1), boot("x", 2)}) == 3 and boot("x", 1) == boot("x", 1)
+    assert identity.boot() == identity.boot() and identity.boottime() > 0 and len(identity.static_data().split()) == 4

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""The planner's table over all combinations of its inputs: every row is reached, and no combination breaks a law."""
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from pvcd.cluster import claims, schema
+from pvcd.cluster.claims import Actor
+from pvcd.cluster.records import (
+    Check,
+    Claim,
+    ClaimRecord,
+    Create,
+    DomainRecord,
+    Fence,
+    FenceRecord,
+    NodeRecord,
+    Operation,
+    View,
+    Write,
+    decode_claim,
+)
+from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
+from pvcd.local import COPY, Call, CallState, Local, Status
+from pvcd.planner import Attempts, Level, Situation, Step, Timers, Verb, plan_domain
+
+UUID = "11111111-2222-4333-8444-555555555555"
+ME = Actor("a", "a1/0", 7)
+NODE_VERSIONS = {"": 0, "daemonstate": 3, "domainstate": 4}
+
+STATES = [*VMState, Unknown(b"foo"), None, "gone"]
+HOMES = ["a", "b", "c", "", "nowhere", Unknown(b"\xff"), None]
+STATUSES = list(Status)
+DEST_A = Operation("op1", OpPhase.READY, "a", "a1/0")
+DEST_B = Operation("op1", OpPhase.READY, "b", "b1/0")
+HOLDERS = {
+    "free": None, "garbage": Unknown(b"{"), "mine": Claim("a", "a1/0"), "my old": Claim("a", "a0/0"),
+    "other": Claim("b", "b1/0"), "dead": Claim("b", "b0/0"),
+    **{f"mine to b {p.value}": Claim("a", "a1/0", replace(DEST_B, phase=p)) for p in OpPhase},
+    **{f"mine to dead b {p.value}": Claim("a", "a1/0", replace(DEST_B, phase=p, dinc="b0/0")) for p in OpPhase},
+    **{f"other to a {p.value}": Claim("b", "b1/0", replace(DEST_A, phase=p)) for p in OpPhase},
+    **{f"dead to a {p.value}": Claim("b", "b0/0", replace(DEST_A, phase=p)) for p in OpPhase},
+    **{f"dead to dead c {p.value}": Claim("b", "b0/0", replace(DEST_A, phase=p, dest="c", dinc="c0/0")) for p in OpPhase},
+    **{f"other to old a {p.value}": Claim("b", "b1/0", replace(DEST_A, phase=p, dinc="a0/0")) for p in OpPhase},
+}
+CALLS = [None, Call("op1", CallState.ACTIVE), Call("op1", CallState.SUCCEEDED), Call("op1", CallState.FAILED, "no room"),
+         Call("op0", CallState.SUCCEEDED)]
+TIMERS = [Timers(), Timers(migrating_s=6, ordered_s=31, stalled_s=31, shutdown_s=31, resume_s=5),
+          Timers(migrating_s=11, shutdown_s=1, resume_s=31)]
+ATTEMPTS = [Attempts(), Attempts(errors=3, reason="no"), Attempts(wait_s=3), Attempts(doubt=True), Attempts(deaths=3)]
+
+
+def node(name: str, daemon: DaemonState = DaemonState.RUN, domains: DomainState = DomainState.READY) -> NodeRecord:
+    return NodeRecord(name, daemon, domains, 0, 1000, 0, protocol=1, versions=NODE_VERSIONS)
+
+
+def view(own: DomainState = DomainState.READY, other: DaemonState = DaemonState.RUN) -> View:
+    nodes = {"a": node("a", domains=own), "b": node("b", other), "c": node("c")}
+    fences = {name: FenceRecord(Fence(f"{name}1/0", FencePhase.UP), 7) for name in "abc"}
+    return View(nodes, fences)
+
+
+def record(state: object, home: object, last: str = "") -> DomainRecord:
+    if state == "gone":
+        return DomainRecord(UUID)
+    values = {"": 1, "state": 5, "hypervisor": 6, "lasthypervisor": 2}
+    versions = {key: version for key, version in values.items()
+                if not ((key == "state" and state is None) or (key == "hypervisor" and home is None))}
+    return DomainRecord(UUID, "web1", state, home, last, versions)  # type: ignore[arg-type]
+
+
+def situations() -> Iterator[tuple[str, Situation]]:
+    for (holder, claim), state, home, status in itertools.product(HOLDERS.items(), STATES, HOMES, STATUSES):
+        for call, job in itertools.product(CALLS if "mine to" in holder else [None], (False, True)):
+            yield holder, Situation(ME, record(state, home), ClaimRecord(claim, 9), Local(status, job, call), view(), op_id="new")
+
+
+Row = tuple[str, Situation, Step]
+
+
+@pytest.fixture(scope="module")
+def table() -> list[Row]:
+    found = []
+    for holder, s in situations():
+        for timers in TIMERS:
+            found.append((holder, replace(s, timers=timers)))
+        if holder == "mine" and s.local.status is Status.ABSENT:
+            found += [(holder, replace(s, attempts=attempts)) for attempts in ATTEMPTS]
+        if holder == "other":
+            found.append((holder, replace(s, unfit="no room")))
+    return [(holder, s, plan_domain(s)) for holder, s in found]
+
+
+def test_every_row_is_reached(table: list[Row]) -> None:
+    rows = Counter(step.row for _, _, step in table)
+    in_recovery = {12, 14}
+    assert set(range(1, 42)) - set(rows) == in_recovery
+    assert len(table) > 50_000
+
+
+def test_unknown_is_never_a_reason_to_act(table: list[Row]) -> None:
+    for _, s, step in table:
+        if s.local.status is Status.UNKNOWN or isinstance(s.claim.value, Unknown):
+            assert (step.row, step.verb, step.changes) == (0, Verb.NOTHING, ())
+
+
+def test_every_change_checks_that_this_node_may_act_and_the_claim(table: list[Row]) -> None:
+    for _, s, step in table:
+        if step.changes or step.verb is not Verb.NOTHING:
+            paths = [change.path for change in step.changes]
+            if step.verb is not Verb.ABORT:
+                assert step.changes[0] == ME.mine
+                assert schema.claim(UUID) in paths
+            assert len(set(paths)) == len(paths)
+            assert all(change.version >= 0 for change in step.changes if not isinstance(change, Create))
+
+
+def test_the_gate_is_closed_before_every_effect(table: list[Row]) -> None:
+    for _, s, step in table:
+        if step.verb in (Verb.CREATE, Verb.SHUT_DOWN, Verb.DESTROY, Verb.RESUME):
+            assert all(isinstance(change, Check) for change in step.changes)
+        if step.verb is Verb.CREATE:
+            assert {schema.domain_key(UUID, "state"), schema.domain_key(UUID, "hypervisor")} <= {c.path for c in step.changes}
+
+
+def test_only_the_holder_creates_and_only_what_is_wanted_here(table: list[Row]) -> None:
+    for holder, s, step in table:
+        if step.verb is Verb.CREATE:
+            assert holder == "mine" and s.state is VMState.START and s.homed_here and s.local.status is Status.ABSENT
+
+
+def test_a_running_guest_is_destroyed_only_by_an_order_or_because_another_holds_it(table: list[Row]) -> None:
+    for holder, s, step in table:
+        if step.verb is Verb.DESTROY and s.local.status in COPY:
+            ordered = holder == "mine" and s.state in (VMState.STOP, VMState.DELETE, VMState.SHUTDOWN, VMState.RESTART)
+            assert ordered or (isinstance(s.claim.value, Claim) and not ME.holds(s.claim.value))
+        if s.record.exists is False and holder == "mine":
+            assert step.verb is not Verb.DESTROY or s.local.status is Status.CRASHED
+
+
+def test_unknown_words_start_stop_and_move_nothing(table: list[Row]) -> None:
+    for holder, s, step in table:
+        if s.record.exists and not isinstance(s.record.state, VMState):
+            assert not any(c.path == schema.domain_key(UUID, "state") and isinstance(c, Write) for c in step.changes)
+            assert step.verb not in (Verb.CREATE, Verb.SHUT_DOWN, Verb.MIGRATE)
+            if step.verb is Verb.DESTROY:
+                assert step.row in (3, 6, 8, 24, 36)
+
+
+ALLOWED = {  # from what the claim is to what it may become, by whom: the table of claims, without what recovery does
+    ("free", "mine"), ("other", "ready for me"), ("ready for me", "other"), ("run for me", "mine"), ("query for me", "mine"),
+    ("query for me", "none for me"), ("mine ready", "mine"), ("mine ready", "mine run"), ("mine run", "handed over"),
+    ("mine run", "mine query"), ("mine query", "mine none"), ("mine run", "mine"), ("mine query", "mine"), ("mine none", "mine"),
+    ("mine", "free"), ("other", "free"), ("ready for me", "free"), ("none for me", "free"), ("gone", "free")}
+
+
+def kind(claim: Claim | None) -> str:
+    if claim is None:
+        return "free"
+    op = claim.op
+    if ME.holds(claim):
+        return "mine" if op is None else f"mine {op.phase.value}"
+    if op is not None and op.dest == ME.node and op.dinc == ME.inc:
+        return f"{op.phase.value} for me"
+    return "other" if op is None else "gone"
+
+
+def test_claims_move_only_along_the_table(table: list[Row]) -> None:
+    seen = set()
+    for holder, s, step in table:
+        for change in step.changes:
+            if isinstance(change, Write) and change.path == schema.claim(UUID):
+                old, new = s.claim.value, decode_claim(change.data)
+                assert not isinstance(old, Unknown) and not isinstance(new, Unknown)
+                move = (kind(old), kind(new))
+                if move == ("mine run", "other"):
+                    move = ("mine run", "handed over")
+                if move[1] == "free" and old is not None and not ME.holds(old):
+                    assert s.view.is_dead(old.node, old.inc), (holder, move)
+                seen.add(move)
+    assert seen <= ALLOWED
+    assert ALLOWED - seen == set()
+
+
+def test_an_acquired_claim_is_not_created_in_the_same_visit(table: list[Row]) -> None:
+    for holder, s, step in table:
+        assert not (step.verb is Verb.CREATE and any(isinstance(change, Write) for change in step.changes))
+
+
+def situation(claim: object, state: object, home: object, status: Status, **kw: object) -> Situation:
+    base = Situation(ME, record(state, home), ClaimRecord(claim, 9), Local(status), view(), op_id="new")  # type: ignore[arg-type]
+    return replace(base, **kw)  # type: ignore[arg-type]
+
+
+MINE = HOLDERS["mine"]
+
+
+@pytest.mark.parametrize("phase", [FencePhase.FENCING, FencePhase.FENCED, FencePhase.REMOVED])
+def test_a_node_that_is_not_up_touches_nothing(phase: FencePhase) -> None:
+    fences = {**view().fences, "a": FenceRecord(Fence("a1/0", phase), 8)}
+    for _, s in itertools.islice(situations(), 0, None, 37):
+        step = plan_domain(replace(s, view=replace(s.view, fences=fences)))
+        assert (step.row, step.verb, step.changes) == (0, Verb.NOTHING, ())
+
+
+def test_a_claim_that_does_not_exist_is_created_first_not_written_blindly() -> None:
+    step = plan_domain(replace(situation(None, VMState.START, "a", Status.ABSENT), claim=ClaimRecord(None, -1)))
+    assert (step.row, step.changes) == (0, ())
+
+
+def test_nothing_is_claimed_before_run_or_while_a_node_has_not_looked_at_its_guests() -> None:
+    wanted = situation(None, VMState.START, "a", Status.ABSENT)
+    assert plan_domain(wanted).changes
+    starting = {**view().nodes, "a": node("a", DaemonState.INIT)}
+    assert not plan_domain(replace(wanted, view=replace(view(), nodes=starting))).changes
+    old = {**view().nodes, "c": replace(node("c"), protocol=None)}
+    assert not plan_domain(replace(wanted, view=replace(view(), nodes=old))).changes
+    assert not plan_domain(replace(wanted, view=view(own=DomainState.FLUSH))).changes
+
+
+def test_failed_is_written_with_its_reason_and_frees_the_claim() -> None:
+    step = plan_domain(situation(MINE, VMState.START, "a", Status.ABSENT, attempts=Attempts(errors=3, reason="no disk")))
+    assert step.failed == "no disk" and step.level is Level.CRITICAL
+    assert Write(schema.domain_key(UUID, "state"), b"failed", 5) in step.changes
+    assert Write(schema.claim(UUID), b"", 9) in step.changes
+
+
+def test_a_doubtful_absence_frees_nothing_and_starts_nothing() -> None:
+    for state in (VMState.START, VMState.STOP, VMState.FAILED):
+        step = plan_domain(situation(MINE, state, "a", Status.ABSENT, attempts=Attempts(doubt=True)))
+        assert (step.verb, step.changes) == (Verb.NOTHING, ())
+
+
+def test_close_takes_the_order_back_and_keeps_a_true_home() -> None:
+    claim = Claim("a", "a1/0", replace(DEST_B, phase=OpPhase.RUN))
+    base = situation(claim, VMState.MIGRATE, "b", Status.RUNNING)
+    for last, cleared in (("a", True), ("c", False)):
+        changes = plan_domain(replace(base, record=record(VMState.MIGRATE, "b", last))).changes
+        assert Write(schema.domain_key(UUID, "hypervisor"), b"a", 6) in changes
+        assert Write(schema.domain_key(UUID, "state"), b"start", 5) in changes
+        assert (Write(schema.domain_key(UUID, "lasthypervisor"), b"", 2) in changes) is cleared
+    other_order = plan_domain(replace(base, record=record(VMState.STOP, "b"))).changes
+    assert not any(isinstance(c, Write) and "state" in c.path for c in other_order)
+
+
+def test_a_source_that_cannot_know_who_runs_the_guest_asks_and_then_gives_its_copy_up() -> None:
+    run = Claim("a", "a1/0", replace(DEST_B, phase=OpPhase.RUN))
+    query = Claim("a", "a1/0", replace(DEST_B, phase=OpPhase.QUERY))
+    paused = Local(Status.MIGRATING, True, Call("op1", CallState.ACTIVE))
+    s = situation(run, VMState.MIGRATE, "b", Status.MIGRATING, local=paused)
+    assert plan_domain(replace(s, timers=Timers(migrating_s=1))).changes == ()
+    assert plan_domain(replace(s, timers=Timers(migrating_s=5))).changes == claims.ask(ME, UUID, s.claim)
+    asked = replace(s, claim=ClaimRecord(query, 10))
+    assert plan_domain(replace(asked, timers=Timers(migrating_s=9))).verb is Verb.NOTHING
+    assert plan_domain(replace(asked, timers=Timers(migrating_s=10))).verb is Verb.DESTROY
+
+
+def test_a_dead_home_is_recovered_here_only_with_proof_of_every_possible_copy() -> None:
+    for phase, recovered in ((OpPhase.READY, True), (OpPhase.NONE, True), (OpPhase.RUN, False), (OpPhase.QUERY, False)):
+        claim = Claim("b", "b0/0", Operation("op1", phase, "c", "c1/0"))
+        step = plan_domain(situation(claim, VMState.START, "a", Status.ABSENT))
+        assert bool(step.changes) is recovered
+        if recovered:
+            assert Check(schema.fence("b"), 7) in step.changes
+    both_dead = Claim("b", "b0/0", Operation("op1", OpPhase.RUN, "c", "c0/0"))
+    changes = plan_domain(situation(both_dead, VMState.START, "a", Status.ABSENT)).changes
+    assert Check(schema.fence("b"), 7) in changes and Check(schema.fence("c"), 7) in changes

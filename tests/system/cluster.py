@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from itertools import pairwise
 from typing import Any
@@ -91,8 +92,9 @@ def slowed(lab: Lab, vm: str, node: str, mib_s: int = 8) -> None:
 
 
 def migrating(lab: Lab, vm: str, node: str) -> None:
-    """Wait until libvirt on `node` moves the VM's memory."""
-    wait_for(f"{vm} is being migrated", lambda: "Unbounded" in lab.node(node).run("virsh", "-q", "domjobinfo", vm, check=False).stdout, 20)
+    """Wait until libvirt on `node` moves the VM's memory. The job alone begins before there is a QEMU at the destination."""
+    wait_for(f"{vm} is being migrated",
+             lambda: re.search(r"Data processed:\s+[1-9]", lab.node(node).run("virsh", "-q", "domjobinfo", vm, check=False).stdout), 20)
 
 
 def timed(call: Any) -> float:

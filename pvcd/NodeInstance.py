@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from .cluster import definition, schema
 from .cluster.claims import Actor
 from .cluster.errors import BadDefinition, Conflict, OutcomeUnknown, Unreachable
+from .cluster.flush import Cluster, NodePlan, Order, plan_flush, plan_unflush
 from .cluster.records import Claim, ClaimRecord, DomainRecord, View, Write
 from .cluster.schema import DaemonState, DomainState
 from .environment import Environment
-from .flush import Cluster, NodePlan, Order, plan_flush, plan_unflush
 from .planner import Level
 from .view import Condition, condition
 

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 
 from .cluster import claims
 from .cluster.claims import Actor
-from .cluster.placement import Planning
+from .cluster.placement import WANTED, Planning, biggest_first, promised
 from .cluster.records import Change, Claim, ClaimRecord, DomainRecord, View
 from .cluster.schema import FencePhase, OpPhase, VMState
 from .planner import recovered_word
-
-_WANTED = (VMState.START, VMState.MIGRATE, VMState.RESTART)
 
 
 @dataclass(frozen=True)
@@ -35,13 +33,10 @@ class Recovery:
 
 def plan_recovery(me: Actor, view: View, domains: Mapping[str, DomainRecord], claimed: Mapping[str, ClaimRecord],
                   sizes: Mapping[str, int | None], broken: Mapping[str, str]) -> list[Recovery]:
-    """The next step for every VM of a dead node. `sizes`: MiB of each VM; `broken`: why its definition cannot be used.
-
-    The biggest come first: small ones fit into what is left, the other way round a big one may fit nowhere.
-    """
-    planning = Planning(view, _promised(domains, claimed, sizes))
+    """The next step for every VM of a dead node. `sizes`: MiB of each VM; `broken`: why its definition cannot be used."""
+    planning = Planning(view, promised(domains, claimed, sizes))
     found = []
-    for uuid in sorted(set(domains) | set(claimed), key=lambda uuid: (-(sizes.get(uuid) or 0), uuid)):
+    for uuid in biggest_first(set(domains) | set(claimed), sizes):
         record, claim = domains.get(uuid, DomainRecord(uuid)), claimed.get(uuid, ClaimRecord(None, -1))
         if claim.exists:
             step = _step(me, view, record, claim, planning, sizes.get(uuid) or 0, broken.get(uuid, ""))
@@ -49,22 +44,12 @@ def plan_recovery(me: Actor, view: View, domains: Mapping[str, DomainRecord], cl
     return found
 
 
-def _promised(domains: Mapping[str, DomainRecord], claimed: Mapping[str, ClaimRecord], sizes: Mapping[str, int | None]) -> dict[str, int]:
-    """Memory that each node is about to use: VMs sent there that it has not claimed yet."""
-    promised: dict[str, int] = {}
-    for uuid, record in domains.items():
-        claim = claimed[uuid].value if uuid in claimed else None
-        if isinstance(record.hypervisor, str) and record.state in _WANTED and not (isinstance(claim, Claim) and claim.node == record.hypervisor):
-            promised[record.hypervisor] = promised.get(record.hypervisor, 0) + (sizes.get(uuid) or 0)
-    return promised
-
-
 def _step(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, planning: Planning, memory_mib: int, broken: str) -> Recovery | None:
     held = claim.value
     if held is None:
         home = record.hypervisor
         fence = view.fence(home) if isinstance(home, str) and home else None
-        if fence is None or fence.phase is not FencePhase.FENCED or record.state not in _WANTED:
+        if fence is None or fence.phase is not FencePhase.FENCED or record.state not in WANTED:
             return None
         assert isinstance(home, str)
         return _recover(me, view, record, claim, planning, memory_mib, broken, home, claims.proof(home, view.fences[home]))
@@ -89,7 +74,7 @@ def _recover(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, pl
         return step([], "its keys are gone: its claim is freed")
     if not isinstance(record.state, VMState) or not isinstance(record.hypervisor, str):
         return Recovery(record.uuid, dead, (), "its words are not understood: it is left as it is", waits=True)
-    if record.state not in _WANTED:
+    if record.state not in WANTED:
         return step(claims.order(record, recovered_word(record.state)), f"{record.state.value}: its claim is freed")
     if view.is_ready(record.hypervisor):
         if claim.value is None or record.hypervisor == dead:

@@ -16,7 +16,7 @@ import click
 
 from pvcd.cluster import errors
 
-from . import cluster, fence, node, vm
+from . import cluster, fence, node, status, vm
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
@@ -45,6 +45,7 @@ def _colour(wanted: str) -> bool:
 
 cluster.add_to(cli)
 fence.add_to(cli, node.node)
+status.add_to(cli)
 cli.add_command(node.node)
 cli.add_command(vm.vm)
 
@@ -56,9 +57,8 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Never a traceback for what an operator can do something about."""
     try:
-        cli.main(args=list(arguments) if arguments is not None else None, prog_name="pvc", standalone_mode=False)
-    except click.exceptions.Exit as done:
-        return done.exit_code
+        code = cli.main(args=list(arguments) if arguments is not None else None, prog_name="pvc", standalone_mode=False)
+        return code if isinstance(code, int) else 0  # Click hands back the code that a command exits with
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -71,7 +71,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
 
 
 def _told(error: Exception) -> Any:

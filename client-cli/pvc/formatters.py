@@ -16,7 +16,8 @@ from pvcd.cluster.schema import printable
 GREEN, YELLOW, RED, BLUE, BOLD, END = "\033[32m", "\033[33m", "\033[31m", "\033[34m", "\033[1m", "\033[0m"
 _COLOURS = {"run": GREEN, "ready": GREEN, "start": GREEN, "up": GREEN, "yes": GREEN, "init": YELLOW, "flush": YELLOW, "flushed": BLUE,
             "unflush": YELLOW, "overprov": YELLOW, "migrate": BLUE, "restart": YELLOW, "shutdown": YELLOW, "stop": RED, "dead": RED,
-            "failed": RED, "delete": RED, "fencing": RED, "fenced": RED, "no": RED}
+            "failed": RED, "ok": GREEN, "warning": YELLOW, "critical": RED,
+            "delete": RED, "fencing": RED, "fenced": RED, "no": RED}
 
 
 @dataclass(frozen=True)

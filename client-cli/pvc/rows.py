@@ -25,6 +25,8 @@ VM_COLUMNS = (Column("name", "Name"), Column("uuid", "UUID"), Column("state", "S
               Column("memory_mib", "RAM (MiB)", True), Column("vcpus", "vCPUs", True), Column("hypervisor", "Hypervisor"),
               Column("migrated", "Migrated"))
 
+PROBLEM_COLUMNS = (Column("level", "Level", coloured=True), Column("code", "Code"), Column("subject", "Subject"), Column("text", "What"),
+                   Column("next", "Next"))
 HISTORY_COLUMNS = (Column("at", "Time (UTC)"), Column("who", "Who"), Column("what", "What"), Column("why", "Why"))
 
 

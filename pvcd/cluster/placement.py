@@ -3,11 +3,14 @@
 """Chooses the node a domain should go to, counting down memory as it plans, and says why the others were passed over. Pure."""
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from .records import View
-from .schema import DaemonState, DomainState
+from .records import Claim, ClaimRecord, DomainRecord, View
+from .schema import DaemonState, DomainState, VMState
+
+WANTED = (VMState.START, VMState.MIGRATE, VMState.RESTART)
+"""The words of a VM that is to run."""
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,19 @@ class Planning:
         passed_over += [(name, f"less free memory ({self._free[name]} MiB)") for name in fitting if name != target]
         self.reserve(target, memory_mib)
         return Placement(target, self._free[target], tuple(sorted(passed_over)))
+
+
+def promised(domains: Mapping[str, DomainRecord], claimed: Mapping[str, ClaimRecord], sizes: Mapping[str, int | None]) -> dict[str, int]:
+    """MiB that each node is about to use: wanted VMs homed there that somebody else still holds, or nobody yet."""
+    found: dict[str, int] = {}
+    for uuid, record in domains.items():
+        claim = claimed[uuid].value if uuid in claimed else None
+        home = record.hypervisor
+        if isinstance(home, str) and home and record.state in WANTED and not (isinstance(claim, Claim) and claim.node == home):
+            found[home] = found.get(home, 0) + (sizes.get(uuid) or 0)
+    return found
+
+
+def biggest_first(uuids: Iterable[str], sizes: Mapping[str, int | None]) -> list[str]:
+    """The order of a recovery: small VMs fit into what is left; the other way round a big one may fit nowhere."""
+    return sorted(uuids, key=lambda uuid: (-(sizes.get(uuid) or 0), uuid))

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from pvcd.cluster import schema
 from pvcd.cluster.claims import Actor
+from pvcd.cluster.flush import AT_ONCE, Cluster, NodePlan, plan_flush, plan_unflush
 from pvcd.cluster.records import Check, Claim, ClaimRecord, DomainRecord, Fence, FenceRecord, NodeRecord, Operation, View, Write
 from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
-from pvcd.flush import AT_ONCE, Cluster, NodePlan, plan_flush, plan_unflush
 
 ME = Actor("a", "a1/0", 7)
 HELD = Claim("a", "a1/0")

@@ -11,16 +11,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from .cluster import claims, schema
-from .cluster.claims import Actor
-from .cluster.placement import Planning
-from .cluster.records import Change, Check, Claim, ClaimRecord, DomainRecord, View
-from .cluster.schema import VMState
+from . import claims, schema
+from .claims import Actor
+from .placement import WANTED, Planning, promised
+from .records import Change, Check, Claim, ClaimRecord, DomainRecord, View
+from .schema import VMState
 
 AT_ONCE = 4
 """Migrations of one flush that are under way at the same time."""
-
-_WANTED = (VMState.START, VMState.RESTART, VMState.MIGRATE)
 
 
 @dataclass(frozen=True)
@@ -58,24 +56,27 @@ class Cluster:
         return self.claims.get(uuid, ClaimRecord(None, -1))
 
 
-def plan_flush(me: Actor, cluster: Cluster, paused: Collection[str] = ()) -> NodePlan:
-    """What a node in `flush` does next. `paused`: VMs that were refused elsewhere a moment ago and wait before another try."""
-    planning = Planning(cluster.view, _on_their_way(cluster))
+def plan_flush(me: Actor, cluster: Cluster, paused: Collection[str] = (), at_once: int = AT_ONCE) -> NodePlan:
+    """What a node in `flush` does next, with at most `at_once` migrations under way.
+
+    `paused`: VMs that were refused elsewhere a moment ago and wait before another try.
+    """
+    planning = Planning(cluster.view, promised(cluster.domains, cluster.claims, cluster.sizes))
     orders: list[Order] = []
     under_way: list[str] = []
     blocked: list[tuple[str, str]] = []
     for uuid in sorted(set(cluster.domains) | set(cluster.claims)):
         record, claim = cluster.domains.get(uuid, DomainRecord(uuid)), cluster.claim(uuid)
         held = isinstance(claim.value, Claim) and claim.value.node == me.node
-        if not held and not (claim.value is None and record.hypervisor == me.node and record.state in _WANTED):
+        if not held and not (claim.value is None and record.hypervisor == me.node and record.state in WANTED):
             continue
         if held and _is_leaving(me, record, claim):
             under_way.append(uuid)
-        elif record.state not in _WANTED:
+        elif record.state not in WANTED:
             blocked.append((uuid, f"is here with state {_shown(record)}: nothing says what is wanted"))
         elif uuid in paused:
             blocked.append((uuid, "was refused elsewhere; tried again soon"))
-        elif held and len(under_way) >= AT_ONCE:
+        elif held and len(under_way) >= at_once:
             blocked.append((uuid, "waits for its turn"))
         else:
             placed = planning.choose(cluster.sizes.get(uuid) or 0, {me.node})
@@ -106,16 +107,6 @@ def _sent(me: Actor, record: DomainRecord, claim: ClaimRecord, target: str, reas
     state = VMState.MIGRATE if claim.value else VMState.START
     gate = (Check(schema.claim(record.uuid), claim.version),) if claim.exists else ()
     return Order(record.uuid, (me.mine, *gate, *claims.order(record, state, target, me.node)), f"flush: to {target} ({reason})")
-
-
-def _on_their_way(cluster: Cluster) -> dict[str, int]:
-    """Memory that each node is about to use: VMs homed there that somebody else still holds, or nobody yet."""
-    reserved: dict[str, int] = {}
-    for uuid, record in cluster.domains.items():
-        home, claim = record.hypervisor, cluster.claim(uuid).value
-        if isinstance(home, str) and home and record.state in _WANTED and not (isinstance(claim, Claim) and claim.node == home):
-            reserved[home] = reserved.get(home, 0) + (cluster.sizes.get(uuid) or 0)
-    return reserved
 
 
 def plan_unflush(me: Actor, cluster: Cluster, ordered: Collection[str] = ()) -> NodePlan:

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")"
 
 missing=()
-for package in dpkg-dev debhelper dh-python fakeroot; do
+for package in dpkg-dev debhelper dh-python fakeroot python3-click; do
     dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || missing+=("$package")
 done
 if [ "${#missing[@]}" -gt 0 ]; then

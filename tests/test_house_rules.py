@@ -17,7 +17,7 @@ PRODUCT = [ROOT / "pvcd.py", *DAEMON, *CLIENT]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 
 ONLY_IN = {"kazoo": {"pvcd/cluster/zk.py"}, "libvirt": {"pvcd/hypervisor.py"}, "psutil": {"pvcd/keepalive.py"},
-           "subprocess": {"pvcd/ipmi.py", "client-cli/pvc/console.py"}, "lxml": {"client-cli/pvc/domainxml.py", "client-cli/pvc/validation.py"}}
+           "subprocess": {"pvcd/ipmi.py"}, "lxml": {"client-cli/pvc/domainxml.py", "client-cli/pvc/validation.py"}}
 PURE = ["pvcd/cluster/schema.py", "pvcd/cluster/records.py", "pvcd/cluster/claims.py", "pvcd/cluster/fences.py", "pvcd/cluster/placement.py",
         "pvcd/cluster/requests.py", "pvcd/cluster/definition.py", "pvcd/planner.py", "pvcd/cluster/flush.py", "pvcd/cluster/survival.py",
         "pvcd/attempts.py", "pvcd/local.py", "client-cli/pvc/health.py", "client-cli/pvc/monitoring.py",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import options
+from . import completion, options
 
 if TYPE_CHECKING:
     from pvcd.cluster.records import Fence, View
@@ -55,7 +55,7 @@ def _confirmed(name: str, meaning: str, yes: bool) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="NODE")
+@click.argument("name", metavar="NODE", shell_complete=completion.nodes)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def fence(context: click.Context, name: str, yes: bool) -> None:
@@ -78,7 +78,7 @@ def fence(context: click.Context, name: str, yes: bool) -> None:
 
 
 @click.command("confirm-off")
-@click.argument("name", metavar="NODE")
+@click.argument("name", metavar="NODE", shell_complete=completion.nodes)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def confirm_off(context: click.Context, name: str, yes: bool) -> None:
@@ -98,7 +98,7 @@ def confirm_off(context: click.Context, name: str, yes: bool) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="NODE")
+@click.argument("name", metavar="NODE", shell_complete=completion.nodes)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def remove(context: click.Context, name: str, yes: bool) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import options
+from . import completion, options
 
 if TYPE_CHECKING:
     from .connection import Cluster
@@ -57,7 +57,7 @@ def list_(context: click.Context, form: str) -> None:
 
 
 @node.command()
-@click.argument("name", metavar="[NODE]", required=False)
+@click.argument("name", metavar="[NODE]", required=False, shell_complete=completion.nodes)
 @click.option("-l", "--long", is_flag=True, help="Also architecture, operating system, kernel and VMs.")
 @options.with_format("pretty", "json")
 @click.pass_context
@@ -88,16 +88,40 @@ def _order(context: click.Context, name: str | None, verb: str, wait: bool, time
 
 
 @node.command()
-@click.argument("name", metavar="[NODE]", required=False)
+@click.argument("name", metavar="[NODE]", required=False, shell_complete=completion.nodes)
+@click.option("--dry-run", is_flag=True, help="Only show where its VMs would go, and what is blocked.")
+@options.with_format("pretty", "json")
 @options.with_wait
 @click.pass_context
-def flush(context: click.Context, name: str | None, wait: bool, timeout: float) -> None:
+def flush(context: click.Context, name: str | None, dry_run: bool, form: str, wait: bool, timeout: float) -> None:
     """Send every VM of a node elsewhere, live. Example: pvc node flush hv1 --wait"""
-    _order(context, name, "flush", wait, timeout)
+    if dry_run:
+        _plan(context, name or options.default_node(), form)
+    else:
+        _order(context, name, "flush", wait, timeout)
+
+
+def _plan(context: click.Context, name: str, form: str) -> None:
+    """What the node's daemon would order now, by its own planner."""
+    from pvcd.cluster.claims import Actor
+    from pvcd.cluster.flush import Cluster, plan_flush
+
+    from . import objects, rows
+    with options.opened(context) as cluster:
+        view, domains = cluster.store.view(), cluster.store.domains()
+        objects.find_node(view, name)
+        sizes = memories(cluster, sorted(domains))
+        plan = plan_flush(Actor(name, "", 0), Cluster(view, domains, cluster.store.claims(), sizes), at_once=len(domains) + 1)
+    steps = [(order.uuid, order.target, order.reason) for order in plan.orders]
+    steps += [(uuid, "", f"blocked: {reason}") for uuid, reason in plan.blocked]
+    steps += [(uuid, "", "on its way already") for uuid in plan.under_way if all(uuid != step[0] for step in steps)]
+    found = [{"name": str(domains[uuid].name) if uuid in domains else uuid, "uuid": uuid, "from": name, "to": target,
+              "memory_mib": sizes.get(uuid), "why": why} for uuid, target, why in steps]
+    options.print_list(context, form, rows.PLAN_COLUMNS, sorted(found, key=lambda row: str(row["name"])))
 
 
 @node.command()
-@click.argument("name", metavar="[NODE]", required=False)
+@click.argument("name", metavar="[NODE]", required=False, shell_complete=completion.nodes)
 @click.option("--no-return", is_flag=True, help="VMs stay where they are.")
 @options.with_wait
 @click.pass_context

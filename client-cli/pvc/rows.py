@@ -27,6 +27,7 @@ VM_COLUMNS = (Column("name", "Name"), Column("uuid", "UUID"), Column("state", "S
 
 PROBLEM_COLUMNS = (Column("level", "Level", coloured=True), Column("code", "Code"), Column("subject", "Subject"), Column("text", "What"),
                    Column("next", "Next"))
+PLAN_COLUMNS = (Column("name", "VM"), Column("from", "From"), Column("to", "To"), Column("memory_mib", "RAM (MiB)", True), Column("why", "Why"))
 HISTORY_COLUMNS = (Column("at", "Time (UTC)"), Column("who", "Who"), Column("what", "What"), Column("why", "Why"))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from . import options
+from . import completion, console, edit, options
 from .node import memories
 
 if TYPE_CHECKING:
@@ -25,9 +25,10 @@ def vm() -> None:
 
 @vm.command()
 @click.argument("config", type=click.File("rb"))
-@click.option("-t", "--hypervisor", metavar="NODE", help="The VM's home; default: this host.")
+@click.option("-t", "--hypervisor", metavar="NODE", shell_complete=completion.nodes, help="The VM's home; default: this host.")
+@click.option("--no-validate", is_flag=True, help="Do not check against libvirt's schema.")
 @click.pass_context
-def define(context: click.Context, config: BinaryIO, hypervisor: str | None) -> None:
+def define(context: click.Context, config: BinaryIO, hypervisor: str | None, no_validate: bool) -> None:
     """Define a VM from a libvirt XML file, or - for standard input. Example: pvc vm define web1.xml -t hv1"""
     from pvcd.cluster import definition, requests, schema
 
@@ -35,6 +36,8 @@ def define(context: click.Context, config: BinaryIO, hypervisor: str | None) -> 
     raw, added = domainxml.with_uuid(config.read(schema.XML_LIMIT + 1))
     found = definition.parse(raw)
     domainxml.details(raw)
+    if not no_validate:
+        edit.validated(raw)
     with options.opened(context) as cluster:
         names = objects.vm_names(cluster.store)
         request = requests.define(found.uuid, found.name, raw, hypervisor or options.default_node(), cluster.store.view(), names,
@@ -45,7 +48,7 @@ def define(context: click.Context, config: BinaryIO, hypervisor: str | None) -> 
 
 
 @vm.command()
-@click.argument("domain")
+@click.argument("domain", shell_complete=completion.vms)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), default=UNDEFINE_TIMEOUT_S, show_default=True, metavar="SEC",
               help="Give up waiting for the VM to stop after so long.")
@@ -87,7 +90,7 @@ def _order(context: click.Context, domain: str, verb: str, wait: bool, timeout: 
 
 
 @vm.command()
-@click.argument("domain")
+@click.argument("domain", shell_complete=completion.vms)
 @options.with_wait
 @click.pass_context
 def start(context: click.Context, domain: str, wait: bool, timeout: float) -> None:
@@ -96,7 +99,7 @@ def start(context: click.Context, domain: str, wait: bool, timeout: float) -> No
 
 
 @vm.command()
-@click.argument("domain")
+@click.argument("domain", shell_complete=completion.vms)
 @options.with_wait
 @click.pass_context
 def restart(context: click.Context, domain: str, wait: bool, timeout: float) -> None:
@@ -105,7 +108,7 @@ def restart(context: click.Context, domain: str, wait: bool, timeout: float) -> 
 
 
 @vm.command()
-@click.argument("domain")
+@click.argument("domain", shell_complete=completion.vms)
 @options.with_wait
 @click.pass_context
 def shutdown(context: click.Context, domain: str, wait: bool, timeout: float) -> None:
@@ -114,7 +117,7 @@ def shutdown(context: click.Context, domain: str, wait: bool, timeout: float) ->
 
 
 @vm.command()
-@click.argument("domain")
+@click.argument("domain", shell_complete=completion.vms)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @options.with_wait
 @click.pass_context
@@ -124,7 +127,8 @@ def stop(context: click.Context, domain: str, yes: bool, wait: bool, timeout: fl
     _order(context, domain, "stop", wait, timeout)
 
 
-def _transfer(context: click.Context, domain: str, verb: str, hypervisor: str | None, wait: bool, timeout: float, **arguments: Any) -> None:
+def _transfer(context: click.Context, domain: str, verb: str, hypervisor: str | None, wait: bool, timeout: float, dry_run: bool = False,
+              **arguments: Any) -> None:
     """move, migrate and unmigrate."""
     from pvcd.cluster import requests
 
@@ -132,11 +136,15 @@ def _transfer(context: click.Context, domain: str, verb: str, hypervisor: str | 
     with options.opened(context) as cluster:
         uuid = objects.find_vm(cluster.store, domain)
         record, view = cluster.store.domain(uuid), cluster.store.view()
+        where: Any = hypervisor
         if verb == "unmigrate":
             request = requests.unmigrate(record, view)
         else:
             where = hypervisor or requests.place(record, view, memories(cluster, [uuid])[uuid] or 0, {})
             request = getattr(requests, verb)(record, view, where, **arguments)
+        if dry_run:
+            click.echo(f"{request.says} Why there: {getattr(where, 'reason', 'you say so')}. Nothing was done.")
+            return
         _apply(cluster, uuid, request)
         if wait and not (verb == "move" and record.state is not requests.VMState.START):
             target = cluster.store.domain(uuid).hypervisor
@@ -144,8 +152,8 @@ def _transfer(context: click.Context, domain: str, verb: str, hypervisor: str | 
 
 
 @vm.command()
-@click.argument("domain")
-@click.option("-t", "--hypervisor", metavar="NODE", help="The new home; default: the ready node with the most free memory.")
+@click.argument("domain", shell_complete=completion.vms)
+@click.option("-t", "--hypervisor", metavar="NODE", shell_complete=completion.nodes, help="The new home; default: the ready node with the most free memory.")
 @options.with_wait
 @click.pass_context
 def move(context: click.Context, domain: str, hypervisor: str | None, wait: bool, timeout: float) -> None:
@@ -154,18 +162,20 @@ def move(context: click.Context, domain: str, hypervisor: str | None, wait: bool
 
 
 @vm.command()
-@click.argument("domain")
-@click.option("-t", "--hypervisor", metavar="NODE", help="Where to; default: the ready node with the most free memory.")
+@click.argument("domain", shell_complete=completion.vms)
+@click.option("-t", "--hypervisor", metavar="NODE", shell_complete=completion.nodes, help="Where to; default: the ready node with the most free memory.")
 @click.option("-f", "--force", is_flag=True, help="Also a VM that is migrated already.")
 @click.option("--cancel", is_flag=True, help="Take a migration back that is under way.")
+@click.option("--dry-run", is_flag=True, help="Only say where it would go, and why.")
 @options.with_wait
 @click.pass_context
-def migrate(context: click.Context, domain: str, hypervisor: str | None, force: bool, cancel: bool, wait: bool, timeout: float) -> None:
+def migrate(context: click.Context, domain: str, hypervisor: str | None, force: bool, cancel: bool, dry_run: bool, wait: bool,
+            timeout: float) -> None:
     """Send a VM to another node for a while. Example: pvc vm migrate web1 -t hv2 --wait"""
     if cancel:
         _cancel(context, domain)
     else:
-        _transfer(context, domain, "migrate", hypervisor, wait, timeout, force=force)
+        _transfer(context, domain, "migrate", hypervisor, wait, timeout, dry_run, force=force)
 
 
 def _cancel(context: click.Context, domain: str) -> None:
@@ -180,7 +190,7 @@ def _cancel(context: click.Context, domain: str) -> None:
 
 
 @vm.command()
-@click.argument("domain")
+@click.argument("domain", shell_complete=completion.vms)
 @options.with_wait
 @click.pass_context
 def unmigrate(context: click.Context, domain: str, wait: bool, timeout: float) -> None:
@@ -189,7 +199,7 @@ def unmigrate(context: click.Context, domain: str, wait: bool, timeout: float) -
 
 
 @vm.command()
-@click.argument("domain")
+@click.argument("domain", shell_complete=completion.vms)
 @click.option("-l", "--long", is_flag=True, help="Also emulator, type, features, disks, interfaces and controllers.")
 @options.with_format("pretty", "json")
 @click.pass_context
@@ -214,7 +224,7 @@ def info(context: click.Context, domain: str, long: bool, form: str) -> None:
 
 
 @vm.command("list")
-@click.option("-t", "--hypervisor", metavar="NODE", help="Only VMs of this node.")
+@click.option("-t", "--hypervisor", metavar="NODE", shell_complete=completion.nodes, help="Only VMs of this node.")
 @options.with_format("pretty", "json", "name")
 @click.pass_context
 def list_(context: click.Context, hypervisor: str | None, form: str) -> None:
@@ -237,7 +247,7 @@ def list_(context: click.Context, hypervisor: str | None, form: str) -> None:
 
 
 @vm.command()
-@click.argument("domain")
+@click.argument("domain", shell_complete=completion.vms)
 @click.pass_context
 def dump(context: click.Context, domain: str) -> None:
     """Print a VM's definition, byte for byte. Example: pvc vm dump web1 > web1.xml"""
@@ -245,3 +255,7 @@ def dump(context: click.Context, domain: str) -> None:
     with options.opened(context) as cluster:
         uuid = objects.find_vm(cluster.store, domain)
         click.get_binary_stream("stdout").write(cluster.store.xml(uuid).data or b"")
+
+
+vm.add_command(edit.modify)
+vm.add_command(console.console)

@@ -28,6 +28,7 @@ class Order:
     uuid: str
     changes: tuple[Change, ...]
     reason: str
+    target: str
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _sent(me: Actor, record: DomainRecord, claim: ClaimRecord, target: str, reas
     """A VM that runs here goes live (`migrate`); one that waits to be started is re-homed."""
     state = VMState.MIGRATE if claim.value else VMState.START
     gate = (Check(schema.claim(record.uuid), claim.version),) if claim.exists else ()
-    return Order(record.uuid, (me.mine, *gate, *claims.order(record, state, target, me.node)), f"flush: to {target} ({reason})")
+    return Order(record.uuid, (me.mine, *gate, *claims.order(record, state, target, me.node)), f"flush: to {target} ({reason})", target)
 
 
 def plan_unflush(me: Actor, cluster: Cluster, ordered: Collection[str] = ()) -> NodePlan:
@@ -121,7 +122,7 @@ def plan_unflush(me: Actor, cluster: Cluster, ordered: Collection[str] = ()) -> 
             continue
         if record.state is VMState.START:
             changes = (me.mine, *claims.order(record, VMState.MIGRATE, me.node))
-            orders.append(Order(uuid, changes, f"unflush: home from {record.hypervisor}"))
+            orders.append(Order(uuid, changes, f"unflush: home from {record.hypervisor}", me.node))
         elif record.state in (VMState.MIGRATE, VMState.RESTART):
             under_way.append(uuid)
     return NodePlan(tuple(orders), tuple(under_way))

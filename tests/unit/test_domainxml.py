@@ -72,14 +72,12 @@ def test_a_definition_with_a_uuid_is_kept_byte_for_byte() -> None:
     assert domainxml.with_uuid(raw) == (raw, False)
 
 
-@pytest.mark.xfail(reason="canonical_uuid('') returns '': a definition without <uuid> is taken for a good one")
 @pytest.mark.parametrize("uuid", ["", "<uuid/>", "<uuid> </uuid>"])
 def test_a_definition_without_a_uuid_is_not_a_definition(uuid: str) -> None:
     with pytest.raises(BadDefinition):
         definition.parse(xml(uuid=uuid))
 
 
-@pytest.mark.xfail(reason="follows from canonical_uuid('')")
 def test_a_missing_uuid_is_inserted_and_nothing_else_changes() -> None:
     raw = xml(uuid="")
     new, added = domainxml.with_uuid(raw)

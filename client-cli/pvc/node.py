@@ -11,6 +11,7 @@ from . import completion, options
 
 if TYPE_CHECKING:
     from .connection import Cluster
+    from .health import Problem
     from .rows import Row
 
 
@@ -54,6 +55,16 @@ def list_(context: click.Context, form: str) -> None:
     from . import rows
     with options.opened(context) as cluster:
         options.print_list(context, form, rows.NODE_COLUMNS, _rows(cluster))
+        if form == "pretty":
+            for problem in _problems(cluster):
+                click.echo(options.told(problem), err=True)
+
+
+def _problems(cluster: Cluster, only: str | None = None) -> list[Problem]:
+    """What is wrong with the nodes (or one of them), in the words of `pvc status`."""
+    from . import health, status
+    facts = status.facts(cluster)
+    return [problem for problem in health.problems(facts) if problem.subject in ([only] if only else facts.view.nodes)]
 
 
 @node.command()
@@ -68,7 +79,10 @@ def info(context: click.Context, name: str | None, long: bool, form: str) -> Non
         row = _rows(cluster, name or options.default_node())[0]
         names = objects.vm_names(cluster.store)
         vms = sorted(names.get(uuid) or uuid for uuid in row["running"])
-        options.print_page(context, form, {**row, "running": vms}, rows.node_page(row, long, vms))
+        problems = _problems(cluster, row["name"])
+        told = [("", ""), *(("Problem", options.told(problem)) for problem in problems)] if problems else []
+        options.print_page(context, form, {**row, "running": vms, "problems": [problem.code for problem in problems]},
+                           [*rows.node_page(row, long, vms), *told])
 
 
 def _order(context: click.Context, name: str | None, verb: str, wait: bool, timeout: float, **arguments: Any) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pvcd.cluster.requests import Request
 
     from . import connection, formatters
+    from .health import Problem
 
 F = TypeVar("F", bound=Callable[..., Any])
 TIMEOUT_S = 300.0
@@ -79,6 +80,12 @@ def apply(cluster: connection.Cluster, request: Request, subject: str, path: str
         record(cluster.store, subject, Entry(now_utc, connection.who(), "ordered", request.says))
     if not quiet:
         click.echo(request.says)
+
+
+def told(problem: Problem) -> str:
+    """A problem in one line: what, about whom, what to do."""
+    from pvcd.cluster.schema import printable
+    return printable(f"{problem.level.name.lower()}: {problem.subject}: {problem.text}" + (f". {problem.next}" if problem.next else ""))
 
 
 def confirm(question: str, yes: bool) -> None:

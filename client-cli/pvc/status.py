@@ -41,8 +41,7 @@ def facts(cluster: Cluster) -> Facts:
 def summary(cluster: Cluster, found: Facts) -> dict[str, Any]:
     """What `status -f json` prints; stable keys."""
     from . import health, rows, servers
-    told = health.problems(found)
-    lost = health.survives(found)
+    told, lost = health.problems(found), health.survives(found)
     states = [rows.word(record.state) or "?" for record in found.domains.values()]
     return {
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "zookeeper": servers.ask(cluster.place.hosts),
@@ -57,16 +56,15 @@ def _problem(problem: Problem) -> dict[str, str]:
     return {"level": problem.level.name.lower(), "code": problem.code, "subject": problem.subject, "text": problem.text, "next": problem.next}
 
 
-def screen(value: dict[str, Any], colour: bool) -> str:
+def screen(value: dict[str, Any], problems: list[Problem], colour: bool) -> str:
     """The same for people, on one screen."""
     from . import formatters, rows
     servers = ", ".join(f"{server['address']} {server['mode'] or 'does not answer'}"
                         + (f" ({server['latency_ms']:.0f} ms)" if server["mode"] else "") for server in value["zookeeper"])
-    problems = [formatters.shown(f"{p['level']}: {p['subject']}: {p['text']}" + (f". {p['next']}" if p["next"] else "")) for p in value["problems"]]
     vms = ", ".join(f"{count} {state}" for state, count in value["vms"].items())
     pairs = [("Health", value["health"]), ("ZooKeeper", servers), ("Survives the loss of any one node", value["survives"]["any"]),
              ("VMs", vms or "none")]
-    parts = [formatters.page(pairs, colour), *(["\n".join(problems)] if problems else [])]
+    parts = [formatters.page(pairs, colour), *(["\n".join(map(options.told, problems))] if problems else [])]
     return "\n\n".join([*parts, formatters.table(rows.NODE_COLUMNS, value["nodes"], colour)])
 
 
@@ -76,15 +74,16 @@ def screen(value: dict[str, Any], colour: bool) -> str:
 @click.pass_context
 def status(context: click.Context, watch: bool, form: str) -> None:
     """Show the health of the cluster on one screen, with what to do about it. Example: pvc status --watch"""
-    from . import formatters
+    from . import formatters, health
     colour = context.obj["color"]
     with options.opened(context) as cluster:
         changes = _Changes(cluster)
         while True:
             if watch:
                 changes.listen()
-            value = summary(cluster, facts(cluster))
-            text = formatters.document(value) if form == "json" else screen(value, colour)
+            found = facts(cluster)
+            value = summary(cluster, found)
+            text = formatters.document(value) if form == "json" else screen(value, health.problems(found), colour)
             click.echo(("\033[H\033[2J" if watch and sys.stdout.isatty() else "") + text, color=colour)
             if not watch:
                 return

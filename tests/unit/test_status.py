@@ -169,3 +169,14 @@ def test_garbage_everywhere_is_shown_and_stops_nothing(pvc: Pvc) -> None:
 def test_servers_that_do_not_answer_are_named() -> None:
     found = servers.ask("127.0.0.1:1,127.0.0.1:2/chroot")
     assert [(server["address"], server["mode"]) for server in found] == [("127.0.0.1:1", None), ("127.0.0.1:2", None)]
+
+
+def test_node_list_and_info_say_plainly_what_is_wrong(pvc: Pvc) -> None:
+    assert pvc("node", "list")[2] == ""
+    pvc.server.put(schema.node_key("hv2", "daemonstate"), "dead")
+    pvc.server.put(schema.fence("hv2"), Fence("hv2/0", FencePhase.FENCING).encode())
+    pvc.server.put(schema.node_key("hv3", "ipmistate"), '{"ok": false, "detail": "no answer", "by": "hv1", "at": "now"}')
+    _, out, err = pvc("node", "list")
+    assert "dead" in out and "pvc node confirm-off hv2" in err and "hv3: its BMC is broken: no answer" in err
+    assert "confirm-off" in pvc("node", "info", "hv2")[1] and json.loads(pvc("node", "info", "hv2", "-f", "json")[1])["problems"] == ["fencing"]
+    assert pvc("node", "list", "-f", "json")[2] == ""

@@ -94,7 +94,8 @@ class Nemesis:
     def _settle(self) -> None:
         """Heal everything that the fault may have left, and order every VM to run at home."""
         for name in self.lab.names:
-            self._attempt(f"{name} boots", lambda name=name: self.lab.node(name).boot() or True)  # type: ignore[misc]
+            self._attempt(f"{name} has power", lambda name=name: self.lab.node(name).pid)  # type: ignore[misc]
+            self._attempt(f"{name} is linked", lambda name=name: self.lab.heal(name) or True)  # type: ignore[misc]
         for name in self.lab.names:
             self.lab.await_services(name)
             self.lab.node(name).run("systemctl", "start", "libvirtd.service", "pvcd.service", check=False, timeout_s=90)

@@ -137,3 +137,25 @@ def test_frozen_daemons_and_libvirts_get_nobody_fenced(lab: Lab, recorder: Recor
     life.goes_on()
     assert fence(lab, "hv1") == "up"
     assert "the fence is committed" not in lab.pvc("history", "hv1", check=False).stdout
+
+
+CLOCK = """[Service]
+Environment=LD_PRELOAD=/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1 FAKETIME=-1h FAKETIME_DONT_FAKE_MONOTONIC=1
+"""
+
+
+@pytest.mark.long
+def test_a_wrong_wall_clock_fences_nobody(lab: Lab, recorder: Recorder) -> None:
+    """pvcd of hv2 lives an hour ago: its keepalive says so, it counts all the same, and it fences nobody either."""
+    started(lab, "clock1", "hv2")
+    life, folder = Life(lab, recorder, "clock1"), "/etc/systemd/system/pvcd.service.d"
+    lab.node("hv2").run("sh", "-c", f"mkdir -p {folder} && cat > {folder}/clock.conf && systemctl daemon-reload && systemctl restart pvcd.service",
+                        stdin=CLOCK, timeout_s=90)
+    try:
+        wait_for("hv2 lives an hour ago", lambda: int(lab.zk("hv1", "/nodes/hv2/keepalive") or 0) < time.time() - 3000, 30, 0.5)
+        time.sleep(45)
+        assert all(row["fence"] == "up" and row["daemonstate"] == "run" for row in nodes(lab).values())
+        life.goes_on()
+        assert "its clock and this one differ" in lab.pvc("verify", check=False).stdout
+    finally:
+        lab.node("hv2").run("sh", "-c", f"rm -r {folder} && systemctl daemon-reload && systemctl restart pvcd.service", timeout_s=90)

@@ -33,8 +33,7 @@ def facts(cluster: Cluster) -> Facts:
     view, domains = cluster.store.view(), cluster.store.domains()
     states = cluster.store.raw_many([schema.node_key(name, "ipmistate") for name in view.nodes])
     bmc = {name: rows.bmc_word(str(schema.decode_text(states[schema.node_key(name, "ipmistate")].data) or "")) for name in view.nodes}
-    reasons = {uuid: str(cluster.store.meta(uuid).get("reason") or "") for uuid, record in domains.items()
-               if record.state is not schema.VMState.STOP}
+    reasons = {uuid: str(meta.get("reason") or "") for uuid, meta in cluster.store.metas(sorted(domains)).items()}
     return Facts(view, domains, cluster.store.claims(), memories(cluster, sorted(domains)), bmc, reasons)
 
 

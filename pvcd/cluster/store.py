@@ -163,11 +163,12 @@ class Store:
 
     def meta(self, uuid: str) -> Mapping[str, Any]:
         """What /vmmeta says about a VM; empty if nothing, or nothing readable."""
-        try:
-            value = json.loads((self._backend.read(schema.vmmeta(uuid)).data or b"{}").decode("utf-8"))
-        except (ValueError, RecursionError):
-            return {}
-        return value if isinstance(value, dict) else {}
+        return self.metas([uuid])[uuid]
+
+    def metas(self, uuids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+        """The same for many at once."""
+        values = self._backend.read_many([schema.vmmeta(uuid) for uuid in uuids])
+        return {uuid: _decoded(values[schema.vmmeta(uuid)].data) for uuid in uuids}
 
     def write_meta(self, uuid: str, value: Mapping[str, str]) -> None:
         """Replace /vmmeta/<uuid>: display only, so the last writer wins."""
@@ -179,3 +180,10 @@ class Store:
         except Conflict:
             return
 
+
+def _decoded(raw: bytes | None) -> Mapping[str, Any]:
+    try:
+        value = json.loads((raw or b"{}").decode("utf-8"))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

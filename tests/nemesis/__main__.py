@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--history", type=Path, default=Path("nemesis.jsonl"))
     arguments = parser.parse_args()
+    logging.getLogger("kazoo").setLevel(logging.CRITICAL)  # the sampler's connection is meant to be lost
     lab, history, started = Lab(arguments.lab), History(arguments.history), time.monotonic()
 
     def say(text: str) -> None:

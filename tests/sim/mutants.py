@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from pvcd import fencing, flush, keepalive, liveness, planner, recovery_plan, standing
-from pvcd.cluster import claims, fences, records, schema
+from pvcd import fencing, keepalive, liveness, planner, recovery_plan, standing
+from pvcd.cluster import claims, fences, flush, records, schema
 from pvcd.cluster.records import ANY, Change, Check, Write
 from pvcd.cluster.store import Store
 from pvcd.ipmi import Power, Reading

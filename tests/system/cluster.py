@@ -9,12 +9,13 @@ import time
 from itertools import pairwise
 from typing import Any
 
+from lablib import guests
 from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder, Testimony
 
 GAP_S = 1.0
-"""A life goes on if its counter is never silent for longer (it counts twice a second)."""
+"""A life goes on if its counter is never silent for longer."""
 
 
 def started(lab: Lab, vm: str, node: str, **options: Any) -> None:
@@ -42,12 +43,30 @@ def nodes(lab: Lab) -> dict[str, dict[str, Any]]:
 
 def settles(lab: Lab, vm: str, *wanted: str, timeout_s: float = 60) -> None:
     """Wait until state, hypervisor, lasthypervisor begin with `wanted`."""
-    wait_for(f"{vm} is {wanted}", lambda: words(lab, vm)[:len(wanted)] == wanted, timeout_s, 0.3)
+    folder = f"/domains/{guests.guest_uuid(vm)}"
+    keys = [f"{folder}/{key}" for key in ("state", "hypervisor", "lasthypervisor")][:len(wanted)]
+    wait_for(f"{vm} is {wanted}", lambda: tuple(lab.keys.text(key) for key in keys) == wanted, timeout_s)
+
+
+def word(lab: Lab, node: str, key: str) -> str:
+    """A key of a node, as it is now."""
+    return lab.keys.text(f"/nodes/{node}/{key}")
+
+
+def phase(lab: Lab, node: str) -> str:
+    """The phase of a node's fence; '' while ZooKeeper elects a leader."""
+    found = lab.keys.text(f"/fences/{node}")
+    return str(json.loads(found)["phase"]) if found else ""
 
 
 def where(lab: Lab, vm: str) -> list[str]:
     """The nodes on which libvirt shows the VM."""
     return [name for name in lab.names if lab.node(name).pid and vm in lab.domains(name)]
+
+
+def listening(recorder: Recorder, vm: str) -> None:
+    """Wait until the guest has been up for a moment: before that it does not hear its power button."""
+    wait_for(f"{vm} listens to its power button", lambda: (life := recorder.testimony(vm).life) is not None and life.last * guests.PERIOD_S >= 1.5, 20)
 
 
 class Life:

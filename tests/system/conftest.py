@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lablib.host import LabError, wait_for
+from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
@@ -26,7 +26,10 @@ def running_lab() -> Iterator[Lab]:
     try:
         yield lab
     finally:
-        if not kept:
+        lab.keys.close()
+        if kept:
+            mend(lab)
+        else:
             lab.down()
 
 
@@ -40,10 +43,9 @@ def recorder(running_lab: Lab) -> Iterator[Recorder]:
 
 
 @pytest.fixture
-def lab(running_lab: Lab, recorder: Recorder) -> Iterator[Lab]:
+def lab(running_lab: Lab, recorder: Recorder) -> Lab:
     mend(running_lab)
-    yield running_lab
-    mend(running_lab)
+    return running_lab
 
 
 def mend(lab: Lab) -> None:
@@ -57,7 +59,7 @@ def mend(lab: Lab) -> None:
     for name in lab.names:
         lab.await_services(name)
         lab.node(name).run("systemctl", "start", "pvcd.service", timeout_s=90)
-    wait_for("every node is in run", lambda: all(word == "run" for word in daemonstates(lab)), 90, 0.5)
+    wait_for("every node is in run", lambda: all(lab.keys.text(f"/nodes/{name}/daemonstate") == "run" for name in lab.names), 90)
     for name in lab.names:  # a fence that was under way is over: now a controller that answers again cuts no power
         if lab.bmc(name).mode != "ok" or lab.bmc(name).pid is None:
             lab.bmc(name).set_mode("ok")
@@ -68,11 +70,3 @@ def mend(lab: Lab) -> None:
         for domain in foreign:
             lab.node(name).run("virsh", "-q", "destroy", domain, check=False)
         lab.pvc("node", "ready", "--no-return", name)
-
-
-def daemonstates(lab: Lab) -> list[str]:
-    import json
-    try:
-        return [row["daemonstate"] for row in json.loads(lab.pvc("node", "list", "-f", "json", timeout_s=20).stdout)]
-    except LabError:
-        return [""]

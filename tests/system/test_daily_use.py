@@ -7,7 +7,7 @@ from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from .cluster import Life, nodes, settles, started, where, words
+from .cluster import Life, listening, settles, started, where, word, words
 
 
 def test_the_whole_life_of_a_vm(lab: Lab, recorder: Recorder) -> None:
@@ -37,11 +37,6 @@ def test_the_whole_life_of_a_vm(lab: Lab, recorder: Recorder) -> None:
     lab.pvc("vm", "undefine", "web1")
     assert lab.pvc("vm", "info", "web1", check=False).returncode == 3
     assert len(recorder.testimony("web1").lives) == 3 and not recorder.testimony("web1").doubles
-
-
-def listening(recorder: Recorder, vm: str) -> None:
-    """Wait until the guest has been up for a moment: before that it does not hear its power button."""
-    wait_for(f"{vm} listens to its power button", lambda: (life := recorder.testimony(vm).life) is not None and life.last >= 3, 20)
 
 
 def test_a_guest_that_ignores_its_power_button_is_switched_off_at_the_deadline(lab: Lab) -> None:
@@ -79,7 +74,7 @@ def test_a_flush_spreads_four_vms_and_ready_brings_home_what_runs(lab: Lab, reco
         lab.await_life(f"app{number}")
     lives = [Life(lab, recorder, f"app{number}") for number in range(1, 5)]
     lab.pvc("node", "flush", "hv1")
-    wait_for("hv1 is flushed", lambda: nodes(lab)["hv1"]["domainstate"] == "flushed", 60, 0.1)
+    wait_for("hv1 is flushed", lambda: word(lab, "hv1", "domainstate") == "flushed", 60)
     assert lab.domains("hv1") == []
     assert sorted(where(lab, f"app{number}")[0] for number in range(1, 5)) == ["hv2", "hv2", "hv3", "hv3"]
     assert all(words(lab, f"app{number}")[2] == "hv1" for number in range(1, 5))
@@ -115,7 +110,7 @@ def test_two_flushes_at_once_leave_every_vm_alive(lab: Lab, recorder: Recorder) 
     lives = [Life(lab, recorder, "both1"), Life(lab, recorder, "both2")]
     lab.pvc("node", "flush", "hv1")
     lab.pvc("node", "flush", "hv2")
-    wait_for("both are flushed", lambda: {nodes(lab)[name]["domainstate"] for name in ("hv1", "hv2")} == {"flushed"}, 90, 0.5)
+    wait_for("both are flushed", lambda: {word(lab, name, "domainstate") for name in ("hv1", "hv2")} == {"flushed"}, 90)
     assert where(lab, "both1") == where(lab, "both2") == ["hv3"]
     for life in lives:
         life.goes_on()

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from lablib.host import LabError, wait_for
+from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from .cluster import Life, nodes, settles, started, where, words
+from .cluster import Life, nodes, phase, settles, started, where, word, words
 
 COMMITTED_S = 40.0
 RECOVERED_S = 40.0
@@ -36,14 +36,6 @@ def interval(lab: Lab, seconds: int) -> None:
         lab.node(name).run("systemctl", "restart", "pvcd.service", timeout_s=90)
 
 
-def fence(lab: Lab, node: str) -> str:
-    """The phase; '' while ZooKeeper elects a leader, if the node that was cut off was the leader."""
-    try:
-        return str(nodes(lab)[node]["fence"])
-    except LabError:
-        return ""
-
-
 def lives_again(lab: Lab, vm: str, lives: int, timeout_s: float = RECOVERED_S) -> None:
     lab.await_life(vm, lives, timeout_s)
 
@@ -56,8 +48,8 @@ def test_a_power_cut(quick: Lab, recorder: Recorder) -> None:
     for vm in ("cut1", "cut2"):
         lives_again(quick, vm, 2)
         assert words(quick, vm)[0] == "start" and words(quick, vm)[2] == "hv3"
-    wait_for("hv3 is back", lambda: nodes(quick)["hv3"]["daemonstate"] == "run", 60, 0.5)
-    assert nodes(quick)["hv3"]["domainstate"] == "flushed" and quick.domains("hv3") == []
+    wait_for("hv3 is back", lambda: word(quick, "hv3", "daemonstate") == "run", 60)
+    assert word(quick, "hv3", "domainstate") == "flushed" and quick.domains("hv3") == []
     quick.pvc("node", "ready", "hv3", "--wait")
     for vm in ("cut1", "cut2"):
         settles(quick, vm, "start", "hv3", "")
@@ -73,12 +65,12 @@ def test_cut_off_and_no_proof(quick: Lab, recorder: Recorder, mode: str) -> None
     life = Life(quick, recorder, "alone1")
     quick.bmc("hv3").set_mode(mode)
     quick.cut("hv3")
-    wait_for("a fence is committed", lambda: fence(quick, "hv3") == "fencing", COMMITTED_S, 0.5)
+    wait_for("a fence is committed", lambda: phase(quick, "hv3") == "fencing", COMMITTED_S)
     wait_for("it is said", lambda: "fencing, not confirmed" in quick.pvc("history", "hv3", check=False).stdout, 60, 0.5)
-    assert fence(quick, "hv3") == "fencing" and words(quick, "alone1")[1] == "hv3"
+    assert phase(quick, "hv3") == "fencing" and words(quick, "alone1")[1] == "hv3"
     assert all("alone1" not in quick.domains(name) for name in ("hv1", "hv2"))
     quick.heal("hv3")
-    wait_for("hv3 objects", lambda: fence(quick, "hv3") == "up", 40, 0.5)
+    wait_for("hv3 objects", lambda: phase(quick, "hv3") == "up", 40)
     life.goes_on()
     assert where(quick, "alone1") == ["hv3"]
 
@@ -89,7 +81,7 @@ def test_the_controller_answers_later(quick: Lab, recorder: Recorder) -> None:
     started(quick, "late1", "hv3")
     quick.bmc("hv3").set_mode("dead")
     quick.cut("hv3")
-    wait_for("a fence is committed", lambda: fence(quick, "hv3") == "fencing", COMMITTED_S, 0.5)
+    wait_for("a fence is committed", lambda: phase(quick, "hv3") == "fencing", COMMITTED_S)
     quick.bmc("hv3").set_mode("slow")
     lives_again(quick, "late1", 2, 75)
     assert not recorder.testimony("late1").doubles
@@ -101,8 +93,8 @@ def test_the_janitor_dies_in_the_middle(quick: Lab, recorder: Recorder) -> None:
     started(quick, "next1", "hv3")
     quick.bmc("hv3").set_mode("slow")
     quick.kill("hv3")
-    wait_for("a fence is committed", lambda: fence(quick, "hv3") == "fencing", COMMITTED_S, 0.2)
-    lock = quick.zk("hv1", "/locks/fence") or ""
+    wait_for("a fence is committed", lambda: phase(quick, "hv3") == "fencing", COMMITTED_S)
+    lock = quick.keys.text("/locks/fence")
     janitor = "hv1" if "hv1" in lock else "hv2"
     quick.node(janitor).run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", "pvcd.service")
     lives_again(quick, "next1", 2, 60)
@@ -133,9 +125,9 @@ def test_frozen_daemons_and_libvirts_get_nobody_fenced(lab: Lab, recorder: Recor
         lab.node("hv1").run("systemctl", "kill", "--kill-whom=main", "-s", "CONT", unit, check=False)
     time.sleep(3)
     lab.node("hv1").run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", "pvcd.service", check=False)
-    wait_for("hv1 runs", lambda: nodes(lab)["hv1"]["daemonstate"] == "run", 60, 0.5)
+    wait_for("hv1 runs", lambda: word(lab, "hv1", "daemonstate") == "run", 60)
     life.goes_on()
-    assert fence(lab, "hv1") == "up"
+    assert phase(lab, "hv1") == "up"
     assert "the fence is committed" not in lab.pvc("history", "hv1", check=False).stdout
 
 
@@ -152,7 +144,7 @@ def test_a_wrong_wall_clock_fences_nobody(lab: Lab, recorder: Recorder) -> None:
     lab.node("hv2").run("sh", "-c", f"mkdir -p {folder} && cat > {folder}/clock.conf && systemctl daemon-reload && systemctl restart pvcd.service",
                         stdin=CLOCK, timeout_s=90)
     try:
-        wait_for("hv2 lives an hour ago", lambda: int(lab.zk("hv1", "/nodes/hv2/keepalive") or 0) < time.time() - 3000, 30, 0.5)
+        wait_for("hv2 lives an hour ago", lambda: int(word(lab, "hv2", "keepalive") or 0) < time.time() - 3000, 30, 0.5)
         time.sleep(45)
         assert all(row["fence"] == "up" and row["daemonstate"] == "run" for row in nodes(lab).values())
         life.goes_on()

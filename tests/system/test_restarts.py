@@ -11,7 +11,7 @@ from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from .cluster import Life, migrating, nodes, settles, slowed, started, where
+from .cluster import Life, migrating, settles, slowed, started, where, word, words
 
 
 def kill(lab: Lab, node: str) -> None:
@@ -24,7 +24,7 @@ def restart(lab: Lab, node: str) -> None:
 
 def stop_and_start(lab: Lab, node: str) -> None:
     lab.node(node).run("systemctl", "stop", "pvcd.service", timeout_s=60)
-    assert lab.zk(node, f"/nodes/{node}/daemonstate") == "stop"
+    assert word(lab, node, "daemonstate") == "stop"
     lab.node(node).run("systemctl", "start", "pvcd.service", timeout_s=90)
 
 
@@ -38,7 +38,7 @@ def test_before_and_after_a_migration(lab: Lab, recorder: Recorder, fault: Calla
     started(lab, "keep1", "hv1")
     life = Life(lab, recorder, "keep1")
     fault(lab, "hv1")
-    wait_for("hv1 runs again", lambda: nodes(lab)["hv1"]["daemonstate"] == "run", 30)
+    wait_for("hv1 runs again", lambda: word(lab, "hv1", "daemonstate") == "run", 30)
     lab.pvc("vm", "migrate", "keep1", "-t", "hv2", "--wait")
     fault(lab, "hv2")
     life.goes_on()
@@ -61,6 +61,5 @@ def test_during_a_migration(lab: Lab, recorder: Recorder, fault: Callable[[Lab, 
 
 
 def settled(lab: Lab, vm: str) -> bool:
-    from .cluster import words
     state, hypervisor, _ = words(lab, vm)
     return state == "start" and where(lab, vm) == [hypervisor]

@@ -9,14 +9,14 @@ from lablib.host import wait_for
 from lablib.lab import Lab, four_letter_word
 from lablib.witness import Recorder
 
-from .cluster import Life, nodes, started, words
+from .cluster import Life, phase, started, word, words
 
 AWAY_S = 70.0
 
 
 def unmarked(lab: Lab) -> None:
-    wait_for("all nodes run", lambda: {row["daemonstate"] for row in nodes(lab).values()} == {"run"}, 30, 0.5)
-    assert {row["fence"] for row in nodes(lab).values()} == {"up"}
+    wait_for("all nodes run", lambda: {word(lab, name, "daemonstate") for name in lab.names} == {"run"}, 30)
+    assert {phase(lab, name) for name in lab.names} == {"up"}
 
 
 def every_command(lab: Lab, vm: str) -> None:

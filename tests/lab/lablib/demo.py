@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable
 
+from .guests import PERIOD_S
 from .host import LabError, wait_for
 from .lab import Lab
 from .witness import Recorder
@@ -56,7 +57,7 @@ def _move(lab: Lab, recorder: Recorder) -> None:
     wait_for("web1 speaks on", lambda: life is not None and len(life.times) >= before + 3, 10)
     assert life is not None
     lab.say(f"the guest has not noticed: the same boot {life.boot}, {life.missing} counts missing, longest silence "
-            f"{life.longest_gap_s * 1000:.0f} ms (it speaks every 500 ms)")
+            f"{life.longest_gap_s * 1000:.0f} ms (it speaks every {PERIOD_S * 1000:.0f} ms)")
     lab.pvc("vm", "unmigrate", "web1", "--wait", timeout_s=90)
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (C) 2026 The PVC developers
-"""Guests that bear witness: each writes `boot=<random id> n=<counter>` to its serial port twice a second.
+"""Guests that bear witness: each writes `boot=<random id> n=<counter>` to its serial port every PERIOD_S.
 
 Debian's cloud kernel and a busybox initramfs, 96 MiB; it powers off on ACPI, or ignores it.
 """
@@ -15,7 +15,10 @@ from pathlib import Path
 
 from .host import LabError, sh
 
-INIT = """#!/bin/busybox sh
+PERIOD_S = 0.2
+"""So often a guest speaks. A silence is measured to this; more often, and four of them fill a core with their own counting."""
+
+INIT = f"""#!/bin/busybox sh
 /bin/busybox mkdir -p /bin /proc /sys /dev /run
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -28,14 +31,14 @@ if ! grep -q ignore-acpi /proc/cmdline; then
 fi
 for module in /virtio*.ko; do insmod "$module" 2>/dev/null; done
 read -r boot </proc/sys/kernel/random/uuid
-boot=${boot%%-*}
+boot=${{boot%%-*}}
 n=0
 exec >/dev/ttyS0
 while :; do
     echo "boot=$boot n=$n"
     [ -b /dev/vda ] && echo "boot=$boot n=$n        " | dd of=/dev/vda bs=512 count=1 conv=sync 2>/dev/null
     n=$((n + 1))
-    sleep 0.5
+    sleep {PERIOD_S}
 done
 """
 POWER = "#!/bin/busybox sh\n/bin/busybox poweroff -f\n"

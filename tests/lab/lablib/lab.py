@@ -14,11 +14,13 @@ import socket
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 from . import files, guests, witness
 from .bmc import Bmc
 from .host import CHECKOUT, STATE, LabError, copy_checkout, install_missing, sh, wait_for
+from .keys import Keys
 from .machine import Machine
 
 SUBNETS = range(200, 250)
@@ -83,6 +85,11 @@ class Lab:
     def zookeeper(self) -> str:
         """Where this machine reaches the lab's ZooKeeper."""
         return ",".join(f"{self.node_address(name)}:2181" for name in self.names)
+
+    @cached_property
+    def keys(self) -> Keys:
+        """A look at the cluster's keys from this machine."""
+        return Keys(self.zookeeper)
 
     # -------------------------------------------------------------------------------------------------------------- up
 

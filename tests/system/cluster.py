@@ -16,6 +16,9 @@ from lablib.witness import Recorder, Testimony
 
 GAP_S = 1.0
 """A life goes on if its counter is never silent for longer."""
+CROWDED_S = 2.0
+"""Where several guests move at once: four emulated guests, twice each, share two cores, and the longest silence is 0.4 to 1.2 s of
+waiting for the processor. Longer, and a guest has waited for a daemon."""
 
 
 def started(lab: Lab, vm: str, node: str, **options: Any) -> None:

@@ -3,11 +3,13 @@
 """Daily use on real parts, witnessed by the guests' own counters."""
 from __future__ import annotations
 
+import pytest
+
 from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from .cluster import Life, listening, settles, started, where, word, words
+from .cluster import CROWDED_S, Life, listening, settles, started, where, word, words
 
 
 def test_the_whole_life_of_a_vm(lab: Lab, recorder: Recorder) -> None:
@@ -52,6 +54,7 @@ def test_a_qemu_that_dies_is_started_again_within_a_tick(lab: Lab, recorder: Rec
     assert words(lab, "web2") == ("start", "hv2", "") and not recorder.testimony("web2").doubles
 
 
+@pytest.mark.long
 def test_a_qemu_that_keeps_dying_is_failed_with_the_reason_kept(lab: Lab) -> None:
     started(lab, "sick1", "hv1")
     lives = 1
@@ -84,7 +87,7 @@ def test_a_flush_spreads_four_vms_and_ready_brings_home_what_runs(lab: Lab, reco
         settles(lab, f"app{number}", "start", "hv1", "")
     assert words(lab, "app4")[0] == "stop" and words(lab, "spare1")[0] == "stop"
     for life in lives[:3]:
-        life.goes_on()
+        life.goes_on(CROWDED_S)
     assert sorted(lab.domains("hv1")) == ["app1", "app2", "app3"]
 
 
@@ -101,7 +104,7 @@ def test_two_nodes_that_send_each_other_vms_both_finish(lab: Lab, recorder: Reco
     for vm, home in homes.items():
         settles(lab, vm, "start", "hv2" if home == "hv1" else "hv1", "")
     for life in lives:
-        life.goes_on()
+        life.goes_on(CROWDED_S)
 
 
 def test_two_flushes_at_once_leave_every_vm_alive(lab: Lab, recorder: Recorder) -> None:
@@ -113,4 +116,4 @@ def test_two_flushes_at_once_leave_every_vm_alive(lab: Lab, recorder: Recorder) 
     wait_for("both are flushed", lambda: {word(lab, name, "domainstate") for name in ("hv1", "hv2")} == {"flushed"}, 90)
     assert where(lab, "both1") == where(lab, "both2") == ["hv3"]
     for life in lives:
-        life.goes_on()
+        life.goes_on(CROWDED_S)

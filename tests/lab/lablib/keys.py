@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""Looks at the lab's ZooKeeper from this machine, over one connection: to look must cost the guests no time on two cores."""
+from __future__ import annotations
+
+from kazoo.client import KazooClient
+from kazoo.exceptions import KazooException
+from kazoo.handlers.threading import KazooTimeoutError
+
+ANSWER_S = 5.0
+
+
+class Keys:
+    """Reads keys as the servers have them. Blocks for ANSWER_S at most."""
+
+    def __init__(self, hosts: str) -> None:
+        self._hosts = hosts
+        self._client: KazooClient | None = None
+
+    def text(self, path: str) -> str:
+        """The key's text; '' if it has none, is missing, or nobody answers."""
+        try:
+            data: bytes = self._connected().get_async(path).get(timeout=ANSWER_S)[0]
+        except (KazooException, KazooTimeoutError):
+            return ""
+        return data.decode("utf-8", "replace")
+
+    def _connected(self) -> KazooClient:
+        """The client; a new one if the cluster that the last one knew has ended its session."""
+        if self._client is None or self._client.client_state == "CLOSED":
+            self.close()
+            self._client = KazooClient(self._hosts)
+            self._client.start(ANSWER_S)
+        return self._client
+
+    def close(self) -> None:
+        if self._client:
+            self._client.stop()
+            self._client.close()
+        self._client = None

@@ -189,11 +189,11 @@ class LibvirtHypervisor:
             return Local(Status.UNKNOWN, call=call, detail=str(error))
         if seen is None:
             return Local(Status.ABSENT, call=call)
-        status, job, moved = seen
-        return Local(status, job, call, "" if status is not Status.UNKNOWN else "no state", moved)
+        status, job, moved, size = seen
+        return Local(status, job, call, "" if status is not Status.UNKNOWN else "no state", moved, size)
 
     @staticmethod
-    def _seen(domain: Any) -> tuple[Status, bool, int]:
+    def _seen(domain: Any) -> tuple[Status, bool, int, int]:
         state, reason = domain.state()
         try:
             job = domain.jobInfo()
@@ -202,9 +202,10 @@ class LibvirtHypervisor:
             kinds = {libvirt.VIR_ERR_OPERATION_UNSUPPORTED: libvirt.VIR_DOMAIN_JOB_UNBOUNDED, libvirt.VIR_ERR_NO_SUPPORT: libvirt.VIR_DOMAIN_JOB_NONE}
             if error.get_error_code() not in kinds:
                 raise
-            job = [kinds[error.get_error_code()]] + [0] * 4
+            job = [kinds[error.get_error_code()]] + [0] * 6
         active = job[0] in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED)
-        return status_of(state, reason), active, job[4] if active else 0
+        moved, size = (job[4], job[6]) if active else (0, 0)  # dataProcessed, memTotal
+        return status_of(state, reason), active, moved, size
 
     def inventory(self) -> tuple[Guest, ...]:
         """See `local.Hypervisor`. One request; a domain whose monitor hangs does not hold it up."""

@@ -49,13 +49,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Local:
-    """One domain on this host. `job`: libvirt has a job active on it; `detail`: why unknown; `moved`: bytes a job has moved."""
+    """One domain on this host. `job`: libvirt has a job active on it; `detail`: why unknown; `moved`: bytes that the job has moved, of a
+    guest of `size` bytes, 0 if that is not known."""
 
     status: Status
     job: bool = False
     call: Call | None = None
     detail: str = ""
     moved: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True)

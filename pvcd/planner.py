@@ -20,6 +20,10 @@ from .local import COPY, CallState, Local, Status
 
 ORDER_PATIENCE_S = 30.0
 """A migration order that no operation follows, or a call that makes no progress, is given up after this long."""
+CONVERGES = 20
+"""A live migration that has moved so many times the guest's memory does not converge, slowed down as the guest is by then
+(AUTO_CONVERGE adds a tenth with every pass over the memory that gains too little): aborted. Counted in passes and not in hours,
+because how long a pass may take is a matter of the network."""
 RESTART_S = 10.0
 """A daemon that is restarted is back after this long; an order to its node stands meanwhile."""
 FLUSH_PATIENCE_S = 10.0
@@ -325,6 +329,8 @@ def _under_way(s: Situation, op: Operation) -> Step:
         return Step(19, "the order was taken back: the migration is aborted", Verb.ABORT, again_s=1.0)
     elif (s.timers.stalled_s or 0.0) >= ORDER_PATIENCE_S:
         return Step(19, f"no progress for {ORDER_PATIENCE_S:.0f} s: the migration is aborted", Verb.ABORT, (), Level.WARNING, 1.0)
+    elif s.local.size and s.local.moved > CONVERGES * s.local.size:
+        return Step(19, f"{CONVERGES} times its memory was moved and it changes faster: the migration is aborted", Verb.ABORT, (), Level.WARNING, 1.0)
     return Step(19, f"under way to {op.dest}", level=Level.QUIET, again_s=1.0)
 
 

@@ -112,6 +112,11 @@ def migration_port_blocked(t: Target) -> Injected:
     return Injected("libvirt's port blocked", t.dice.uniform(5, 30), lambda: t.lab.heal(t.node))
 
 
+def packets_lost(t: Target) -> Injected:
+    t.lab.lose(t.node, t.dice.uniform(0.05, 0.2))
+    return Injected("packets lost", t.dice.uniform(10, 40), lambda: t.lab.heal(t.node))
+
+
 def controller_dead(t: Target) -> Injected:
     t.lab.bmc(t.node).set_mode("dead")
     return Injected("controller dead", t.dice.uniform(5, 30), lambda: t.lab.bmc(t.node).set_mode("ok"))
@@ -155,6 +160,12 @@ def cut_from_zookeeper(t: Target) -> Injected:
     return Injected("cut from ZooKeeper only", t.dice.uniform(28, 75), lambda: _healed(t), [t.node])
 
 
+def one_way_link(t: Target) -> Injected:
+    direction = t.dice.choice(["INPUT", "OUTPUT"])
+    t.lab.silence(t.node, direction)
+    return Injected(f"link one way, no {direction.lower()}", t.dice.uniform(28, 60), lambda: _healed(t), [t.node])
+
+
 def janitors_killed(t: Target) -> Injected:
     """Whoever fences is killed somewhere around the commit, the power-off, the proof or the recovery."""
     t.lab.kill(t.node)
@@ -182,5 +193,5 @@ def kill_qemu(t: Target) -> Injected:
 
 
 HARMLESS = (kill_pvcd, freeze_pvcd, stop_pvcd, kill_libvirtd, freeze_libvirtd, zookeeper_server_away, zookeeper_leader_away, zookeeper_away,
-            short_cut, frozen_node, migration_port_blocked, controller_dead, kill_qemu)
-DEADLY = (power_cut, short_power_cut, slow_controller, long_cut, cut_without_proof, cut_from_zookeeper, janitors_killed)
+            short_cut, frozen_node, migration_port_blocked, packets_lost, controller_dead, kill_qemu)
+DEADLY = (power_cut, short_power_cut, slow_controller, long_cut, cut_without_proof, cut_from_zookeeper, one_way_link, janitors_killed)

@@ -3,16 +3,18 @@
 """Nodes that die, and nodes that only seem to: nothing runs twice, nothing is lost. With keepalives every second, to be quick."""
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from lablib import guests
 from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from .cluster import Life, nodes, phase, settles, started, where, word, words
+from .cluster import Life, migrating, nodes, phase, settles, slowed, started, where, word, words
 
 COMMITTED_S = 40.0
 RECOVERED_S = 40.0
@@ -87,31 +89,110 @@ def test_the_controller_answers_later(quick: Lab, recorder: Recorder) -> None:
     assert not recorder.testimony("late1").doubles
 
 
+def claimed_by(lab: Lab, vm: str) -> str:
+    found = lab.keys.text(f"/claims/{guests.guest_uuid(vm)}")
+    return str(json.loads(found)["node"]) if found else ""
+
+
+MOMENTS: dict[str, Callable[[Lab], bool]] = {
+    "before the power-off": lambda lab: phase(lab, "hv3") == "fencing",
+    "after the power-off": lambda lab: lab.node("hv3").pid is None,
+    "after the proof": lambda lab: phase(lab, "hv3") == "fenced",
+    "in the middle of the recovery": lambda lab: any(claimed_by(lab, vm) != "hv3" for vm in ("next1", "next2", "next3")),
+}
+
+
 @pytest.mark.long
-def test_the_janitor_dies_in_the_middle(quick: Lab, recorder: Recorder) -> None:
-    """Whoever has sent the power-off is killed; another goes on. The slow BMC leaves time for it."""
-    started(quick, "next1", "hv3")
-    quick.bmc("hv3").set_mode("slow")
-    quick.kill("hv3")
-    wait_for("a fence is committed", lambda: phase(quick, "hv3") == "fencing", COMMITTED_S)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_the_janitor_dies_in_the_middle(quick: Lab, recorder: Recorder, moment: str) -> None:
+    """Whoever fences is killed at each step; another goes on, and each VM lives exactly one new life."""
+    vms = ("next1", "next2", "next3")
+    for vm in vms:
+        started(quick, vm, "hv3")
+    lives = {vm: len(recorder.testimony(vm).lives) for vm in vms}
+    if moment == "before the power-off":
+        quick.bmc("hv3").set_mode("slow")
+    quick.cut("hv3")
+    wait_for(moment, lambda: MOMENTS[moment](quick), COMMITTED_S, 0.01)
     lock = quick.keys.text("/locks/fence")
     janitor = "hv1" if "hv1" in lock else "hv2"
     quick.node(janitor).run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", "pvcd.service")
-    lives_again(quick, "next1", 2, 60)
-    assert not recorder.testimony("next1").doubles and len(recorder.testimony("next1").lives) == 2
+    print(moment, "killed:", janitor, "phase:", phase(quick, "hv3"), "claims:", [claimed_by(quick, vm) for vm in vms])
+    for vm in vms:
+        lives_again(quick, vm, lives[vm] + 1, 75)
+    for vm in vms:
+        assert not recorder.testimony(vm).doubles and len(recorder.testimony(vm).lives) == lives[vm] + 1
 
 
 @pytest.mark.long
-def test_source_loses_power_in_the_middle_of_a_migration(quick: Lab, recorder: Recorder) -> None:
-    from .cluster import migrating, slowed
+@pytest.mark.parametrize("victim", ["hv3", "hv2"], ids=["source", "destination"])
+def test_a_host_loses_power_in_the_middle_of_a_migration(quick: Lab, recorder: Recorder, victim: str) -> None:
+    """The guest ends up running once: elsewhere if the source died, else in its old life where it was."""
     started(quick, "mid1", "hv3")
+    lives = len(recorder.testimony("mid1").lives)
+    life = Life(quick, recorder, "mid1")
     slowed(quick, "mid1", "hv3")
     quick.pvc("vm", "migrate", "mid1", "-t", "hv2")
     migrating(quick, "mid1", "hv3")
-    quick.kill("hv3")
-    lives_again(quick, "mid1", 2, 60)
+    quick.kill(victim)
+    if victim == "hv3":
+        lives_again(quick, "mid1", lives + 1, 60)
+    else:
+        settles(quick, "mid1", "start", "hv3", "", timeout_s=90)
+        life.goes_on()
     wait_for("it is in one place", lambda: len(where(quick, "mid1")) == 1, 30, 0.5)
     assert not recorder.testimony("mid1").doubles
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("first", ["network", "controller"])
+def test_five_minutes_cut_off_without_a_proof(lab: Lab, recorder: Recorder, first: str) -> None:
+    """At the default interval. Nothing runs twice, nothing is started elsewhere, the waiting is shown. Then one of the two comes back first:
+    the node objects and its guests live on, or it is fenced and they are recovered."""
+    vms = ("five1", "five2")
+    for vm in vms:
+        started(lab, vm, "hv3")
+    lives = [Life(lab, recorder, vm) for vm in vms]
+    known = {vm: len(recorder.testimony(vm).lives) for vm in vms}
+    lab.bmc("hv3").set_mode("dead")
+    lab.cut("hv3")
+    cut_at = time.monotonic()
+    wait_for("a fence is committed", lambda: phase(lab, "hv3") == "fencing", 60, 0.5)
+    while time.monotonic() - cut_at < 300:
+        assert phase(lab, "hv3") == "fencing" and all(claimed_by(lab, vm) == "hv3" for vm in vms)
+        assert not {*lab.domains("hv1"), *lab.domains("hv2")} & set(vms)
+        time.sleep(5)
+    shown = lab.pvc("node", "list").stdout + lab.pvc("status").stdout
+    assert "not confirmed" in shown and "2 VMs wait" in shown, shown
+    if first == "network":
+        lab.heal("hv3")
+        wait_for("hv3 objects", lambda: phase(lab, "hv3") == "up", 60)
+        for life in lives:
+            life.goes_on()
+        lab.bmc("hv3").set_mode("ok")
+    else:
+        lab.bmc("hv3").set_mode("ok")
+        for vm in vms:
+            lab.await_life(vm, known[vm] + 1, 330)  # the next try may be 300 s away
+    for vm in vms:
+        assert not recorder.testimony(vm).doubles and len(recorder.testimony(vm).lives) == known[vm] + (first == "controller")
+
+
+@pytest.mark.long
+def test_an_operators_hold_stops_the_fencing(quick: Lab) -> None:
+    """`maintenance on`: a node that is off stays unfenced, and people see why; after `off` it is fenced by itself."""
+    quick.pvc("maintenance", "on", "--for", "1h")
+    try:
+        quick.kill("hv3")
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            assert phase(quick, "hv3") in ("up", "")
+            time.sleep(0.5)
+        assert "maintenance" in quick.pvc("status", check=False).stdout.lower()
+    finally:
+        quick.pvc("maintenance", "off")
+    wait_for("hv3 is fenced", lambda: phase(quick, "hv3") in ("fencing", "fenced"), COMMITTED_S)
+    wait_for("hv3 is back", lambda: word(quick, "hv3", "daemonstate") == "run", 60)
 
 
 def test_frozen_daemons_and_libvirts_get_nobody_fenced(lab: Lab, recorder: Recorder) -> None:

@@ -271,3 +271,13 @@ def test_a_dead_home_is_recovered_here_only_with_proof_of_every_possible_copy() 
     both_dead = Claim("b", "b0/0", Operation("op1", OpPhase.RUN, "c", "c0/0"))
     changes = plan_domain(situation(both_dead, VMState.START, "a", Status.ABSENT)).changes
     assert Check(schema.fence("b"), 7) in changes and Check(schema.fence("c"), 7) in changes
+
+
+@pytest.mark.parametrize("moved, aborted", [(0, False), (20 * 2**30, False), (20 * 2**30 + 1, True)])
+def test_a_migration_that_does_not_converge_is_aborted(moved: int, aborted: bool) -> None:
+    """Faults, row 79: it moves bytes all the time, so it is the passes over the memory that count."""
+    s = situation(HOLDERS["mine to b run"], VMState.MIGRATE, "b", Status.RUNNING,
+                  local=Local(Status.RUNNING, True, Call("op1", CallState.ACTIVE), moved=moved, size=2**30))
+    step = plan_domain(s)
+    assert (step.verb is Verb.ABORT) == aborted and step.row == 19
+    assert plan_domain(replace(s, local=replace(s.local, size=0))).verb is Verb.NOTHING

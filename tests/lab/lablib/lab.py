@@ -224,12 +224,21 @@ class Lab:
         sh("ip", "link", "set", f"vb-{self.node(node).label}", "master", self.prefix)
         self.node(node).run("iptables", "-F", check=False)
 
-    def block(self, node: str, port: int) -> None:
-        """Drop what the node sends to, and receives for, one TCP port, both as client and as server."""
+    def block(self, node: str, ports: int | str) -> None:
+        """Drop what the node sends to, and receives for, one TCP port or a range `A:B`, both as client and as server."""
         for chain in ("INPUT", "OUTPUT"):
             for side in ("--dport", "--sport"):
-                self.node(node).run("iptables", "-A", chain, "-i" if chain == "INPUT" else "-o", "host0", "-p", "tcp", side, str(port),
+                self.node(node).run("iptables", "-A", chain, "-i" if chain == "INPUT" else "-o", "host0", "-p", "tcp", side, str(ports),
                                     "-j", "DROP")
+
+    def lose(self, node: str, share: float) -> None:
+        """Lose this share of the packets that the node receives, and of those that it sends."""
+        for chain, side in (("INPUT", "-i"), ("OUTPUT", "-o")):
+            self.node(node).run("iptables", "-A", chain, side, "host0", "-m", "statistic", "--mode", "random", "--probability", str(share), "-j", "DROP")
+
+    def silence(self, node: str, direction: str) -> None:
+        """Drop everything that the node receives (`direction` INPUT), or that it sends (OUTPUT)."""
+        self.node(node).run("iptables", "-A", direction, "-i" if direction == "INPUT" else "-o", "host0", "-j", "DROP")
 
     def kill(self, node: str) -> None:
         """Cut the power of a node."""

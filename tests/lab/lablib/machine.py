@@ -122,6 +122,11 @@ class Machine:
                                 "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
                                 "script", "-qc", "bash -li", "/dev/null"])
 
+    def processes(self, pattern: str) -> list[int]:
+        """The node's processes whose command line has `pattern`, as this machine numbers them."""
+        found = [int(pid) for pid in sh("pgrep", "-f", pattern, check=False).stdout.split()]
+        return [pid for pid in found if self.label in Path(f"/proc/{pid}/cgroup").read_text()]
+
     # ------------------------------------------------------------------------------------------------------------- parts
 
     def _mount(self) -> None:

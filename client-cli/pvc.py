@@ -3,11 +3,13 @@
 # Copyright (C) 2026 The PVC developers
 """Starts the client. `pvcd.cluster` lies beside this file in the package, and one folder up in a checkout."""
 import os
+import signal
 import sys
 
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while Python loads: no traceback
 sys.path.append(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
-from pvc.cli import main
+from pvc.cli import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

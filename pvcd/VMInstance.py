@@ -196,6 +196,8 @@ class VMInstance:
         acts = bool(step.changes) or step.verb is not Verb.NOTHING
         if new and acts:
             self._keep_reason(step)
+        if step.row == 19 and self.local.size:
+            self._env.store.write_meta(self.uuid, {"moved_mib": self.local.moved >> 20, "size_mib": self.local.size >> 20})
         if step.changes:
             self._env.store.apply(step.changes)
         if new and acts:

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -56,6 +57,7 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Never a traceback for what an operator can do something about."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = cli.main(args=list(arguments) if arguments is not None else None, prog_name="pvc", standalone_mode=False)
         return code if isinstance(code, int) else 0  # Click hands back the code that a command exits with

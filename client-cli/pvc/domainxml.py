@@ -8,12 +8,38 @@ from __future__ import annotations
 
 import re
 import uuid as uuidlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lxml import etree
 
-from pvcd.cluster import definition
+from pvcd.cluster import definition, schema
 from pvcd.cluster.errors import BadDefinition
+
+
+@dataclass(frozen=True)
+class Disk:
+    """`type` is disk, cdrom, floppy or lun; `source` a path or a volume, '' for an empty CD-ROM."""
+
+    type: str
+    source: str
+    device: str
+    bus: str
+
+
+@dataclass(frozen=True)
+class Interface:
+    """`source`: the bridge, network or device."""
+
+    type: str
+    source: str
+    mac: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Controller:
+    type: str
+    model: str
 
 
 @dataclass(frozen=True)
@@ -31,12 +57,9 @@ class Details:
     arch: str = ""
     machine: str = ""
     features: tuple[str, ...] = ()
-    disks: tuple[tuple[str, str, str, str], ...] = field(default=())
-    """type, source, device, bus"""
-    interfaces: tuple[tuple[str, str, str, str], ...] = field(default=())
-    """type, source, MAC address, model"""
-    controllers: tuple[tuple[str, str], ...] = field(default=())
-    """type, model"""
+    disks: tuple[Disk, ...] = ()
+    interfaces: tuple[Interface, ...] = ()
+    controllers: tuple[Controller, ...] = ()
 
 
 def _parsed(raw: bytes) -> etree._Element:
@@ -53,7 +76,9 @@ def with_uuid(raw: bytes) -> tuple[bytes, bool]:
         definition.parse(raw)
         return raw, False
     except BadDefinition:
-        root = _parsed(raw[:definition.schema.XML_LIMIT + 1])
+        if len(raw) > schema.XML_LIMIT:
+            raise
+        root = _parsed(raw)
         if root.tag != "domain" or root.findtext("uuid") is not None:
             raise
     element = f"<uuid>{uuidlib.uuid4()}</uuid>".encode()
@@ -78,24 +103,24 @@ def details(raw: bytes) -> Details:
         tuple(str(child.tag) for child in root.find("features")) if root.find("features") is not None else (),
         tuple(_disk(disk) for disk in root.iterfind("devices/disk")),
         tuple(_interface(interface) for interface in root.iterfind("devices/interface")),
-        tuple((c.get("type", ""), c.get("model", "")) for c in root.iterfind("devices/controller")))
+        tuple(Controller(c.get("type", ""), c.get("model", "")) for c in root.iterfind("devices/controller")))
 
 
-def _disk(disk: etree._Element) -> tuple[str, str, str, str]:
+def _disk(disk: etree._Element) -> Disk:
     """A CD-ROM without a medium has no source."""
     source, target = disk.find("source"), disk.find("target")
     names = ("file", "dev", "name", "volume", "dir")
     where = next((source.get(name, "") for name in names if source.get(name)), "") if source is not None else ""
-    return (disk.get("device", "disk"), where, target.get("dev", "") if target is not None else "",
-            target.get("bus", "") if target is not None else "")
+    return Disk(disk.get("device", "disk"), where, target.get("dev", "") if target is not None else "",
+                target.get("bus", "") if target is not None else "")
 
 
-def _interface(interface: etree._Element) -> tuple[str, str, str, str]:
+def _interface(interface: etree._Element) -> Interface:
     source, mac, model = interface.find("source"), interface.find("mac"), interface.find("model")
     names = ("bridge", "network", "dev", "path")
     where = next((source.get(name, "") for name in names if source.get(name)), "") if source is not None else ""
-    return (interface.get("type", ""), where, mac.get("address", "") if mac is not None else "",
-            model.get("type", "") if model is not None else "")
+    return Interface(interface.get("type", ""), where, mac.get("address", "") if mac is not None else "",
+                     model.get("type", "") if model is not None else "")
 
 
 def size(raw: bytes | None) -> tuple[int | None, int | None]:

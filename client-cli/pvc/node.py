@@ -81,7 +81,7 @@ def info(context: click.Context, name: str | None, long: bool, form: str) -> Non
         vms = sorted(names.get(uuid) or uuid for uuid in row["running"])
         problems = _problems(cluster, row["name"])
         told = [("", ""), *(("Problem", options.told(problem)) for problem in problems)] if problems else []
-        options.print_page(context, form, {**row, "running": vms, "problems": [problem.code for problem in problems]},
+        options.print_page(context, form, {**row, "running_names": vms, "problems": [problem.code for problem in problems]},
                            [*rows.node_page(row, long, vms), *told])
 
 
@@ -98,7 +98,7 @@ def _order(context: click.Context, name: str | None, verb: str, wait: bool, time
         options.apply(cluster, request, target, schema.node_key(target, "domainstate"))
         if wait:
             waiting.wait(cluster, waiting.for_node(cluster, target, wanted), timeout,
-                         [schema.node_key(target, "domainstate")])
+                         [schema.node_key(target, "domainstate")], f"pvc node {'ready' if verb == 'flush' else 'flush'} {target}")
 
 
 @node.command()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pvcd.cluster.records import Claim, ClaimRecord, DomainRecord, NodeRecord, View
-from pvcd.cluster.schema import DaemonState, Unknown, VMState
+from pvcd.cluster.schema import DaemonState, Unknown
 
 from .formatters import Column
 
@@ -84,7 +84,7 @@ def vm_row(record: DomainRecord, claim: ClaimRecord, memory_mib: int | None, vcp
         "hypervisor": word(record.hypervisor), "migrated": migrated or None,
         "lasthypervisor": word(last), "held_by": held.node if held else None,
         "operation": f"{held.op.phase.value} to {held.op.dest}" if held and held.op else None,
-        "reason": reason if record.state is VMState.FAILED or reason else ""}
+        "reason": reason}
 
 
 def node_page(row: Row, long: bool, vms: list[str]) -> list[tuple[str, Any]]:
@@ -115,7 +115,7 @@ def vm_page(row: Row, details: Mapping[str, Any], long: bool) -> list[tuple[str,
                   ("Emulator", details["emulator"]), ("Features", " ".join(details["features"]))]
         for title, key in (("Disk", "disks"), ("Interface", "interfaces"), ("Controller", "controllers")):
             pairs += [("", "")] if details[key] else []
-            pairs += [(f"{title} {number}", "  ".join(part or "-" for part in item)) for number, item in enumerate(details[key])]
+            pairs += [(f"{title} {number}", "  ".join(part or "-" for part in item.values())) for number, item in enumerate(details[key])]
     return pairs
 
 

@@ -148,7 +148,8 @@ def _transfer(context: click.Context, domain: str, verb: str, hypervisor: str | 
         _apply(cluster, uuid, request)
         if wait and not (verb == "move" and record.state is not requests.VMState.START):
             target = cluster.store.domain(uuid).hypervisor
-            waiting.wait(cluster, waiting.for_start(cluster, uuid, str(target)), timeout, waiting.domain_paths(uuid))
+            waiting.wait(cluster, waiting.for_start(cluster, uuid, str(target)), timeout, waiting.domain_paths(uuid),
+                         f"pvc vm migrate {domain} --cancel")
 
 
 @vm.command()
@@ -239,10 +240,12 @@ def list_(context: click.Context, hypervisor: str | None, form: str) -> None:
         domains, claims = cluster.store.domains(), cluster.store.claims()
         chosen = [record for record in domains.values() if not hypervisor or record.hypervisor == hypervisor]
         values = cluster.store.raw_many([schema.domain_key(record.uuid, "xml") for record in chosen])
+        metas = cluster.store.metas([record.uuid for record in chosen if record.state is schema.VMState.FAILED])
         found = []
         for record in chosen:
             memory, vcpus = domainxml.size(values[schema.domain_key(record.uuid, "xml")].data)
-            found.append(rows.vm_row(record, claims.get(record.uuid, ClaimRecord(None, -1)), memory, vcpus))
+            found.append(rows.vm_row(record, claims.get(record.uuid, ClaimRecord(None, -1)), memory, vcpus,
+                                     str(metas.get(record.uuid, {}).get("reason") or "")))
         options.print_list(context, form, rows.VM_COLUMNS, sorted(found, key=lambda row: (row["name"], row["uuid"])))
 
 

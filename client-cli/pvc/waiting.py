@@ -7,39 +7,59 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import click
 
 from pvcd.cluster import schema
 from pvcd.cluster.errors import Failed, TimedOut
 from pvcd.cluster.records import Claim
-from pvcd.cluster.schema import DomainState, VMState
+from pvcd.cluster.schema import DomainState, OpPhase, VMState
 
 from .connection import Cluster
 
 LOOK_S = 1.0
+BAR = 20
+
+@dataclass(frozen=True)
+class State:
+    """What happens now. `progress` is for a terminal, where one line is written again and again; a pipe gets a line per `text`."""
+
+    done: bool
+    text: str
+    progress: str = ""
 
 
-Look = Callable[[], "tuple[bool, str]"]
-"""(done, what happens now); raises Failed."""
+Look = Callable[[], State]
+"""Raises Failed."""
 
 
-def wait(cluster: Cluster, look: Look, timeout_s: float, paths: Iterable[str]) -> None:
-    """Look again after each change of one of `paths`, and every second. Raises Failed or TimedOut."""
+def wait(cluster: Cluster, look: Look, timeout_s: float, paths: Iterable[str], back: str = "") -> None:
+    """Look again after each change of one of `paths`, and every second. Raises Failed or TimedOut. `back`: the command that takes it back."""
+    try:
+        _wait(cluster, look, timeout_s, paths)
+    except KeyboardInterrupt:
+        if back:
+            click.echo(f"\nTo take it back: {back}", err=True)
+        raise
+
+
+def _wait(cluster: Cluster, look: Look, timeout_s: float, paths: Iterable[str]) -> None:
     changed, deadline, told = threading.Event(), time.monotonic() + timeout_s, ""
     line = sys.stderr.isatty()
     for path in paths:
         cluster.zk.watch_value(path, changed.set)
     while True:
         changed.clear()
-        done, text = look()
+        state = look()
+        text = schema.printable(state.text + state.progress if line else state.text)
         if text != told and text:
-            click.echo(f"\r\033[K{schema.printable(text)}" if line else schema.printable(text), err=True, nl=not line)
+            click.echo(f"\r\033[K{text}" if line else text, err=True, nl=not line)
         told = text
-        if done:
+        if state.done:
             break
         if time.monotonic() >= deadline:
-            raise TimedOut(f"Not done after {timeout_s:g} s ({text}). The cluster goes on with it.")
+            raise TimedOut(f"Not done after {timeout_s:g} s ({state.text}). The cluster goes on with it.")
         changed.wait(min(LOOK_S, max(0.01, deadline - time.monotonic())))
     if line and told:
         click.echo("", err=True)
@@ -51,7 +71,7 @@ def domain_paths(uuid: str) -> list[str]:
 
 def for_start(cluster: Cluster, uuid: str, target: str | None = None) -> Look:
     """Until it runs (on `target`, if one is given): claimed by its home, and listed there as running."""
-    def look() -> tuple[bool, str]:
+    def look() -> State:
         record, claim = cluster.store.domain_and_claim(uuid)
         name, held = record.name, claim.value if isinstance(claim.value, Claim) else None
         if record.state is VMState.FAILED:
@@ -64,8 +84,8 @@ def for_start(cluster: Cluster, uuid: str, target: str | None = None) -> Look:
         if settled and held is not None:
             running = cluster.store.node(held.node).runningdomains
             if isinstance(running, tuple) and uuid in running:
-                return True, f"{name}: runs on {held.node}"
-        return False, f"{name}: {_doing(record.state, held)}"
+                return State(True, f"{name}: runs on {held.node}")
+        return State(False, f"{name}: {_doing(record.state, held)}", _moved(cluster, uuid, held))
     return look
 
 
@@ -84,25 +104,40 @@ def _reason(cluster: Cluster, uuid: str) -> str:
 
 def for_stop(cluster: Cluster, uuid: str) -> Look:
     """Until nothing of it runs: its claim is free."""
-    def look() -> tuple[bool, str]:
+    def look() -> State:
         record, claim = cluster.store.domain_and_claim(uuid)
         if record.state not in (VMState.STOP, VMState.SHUTDOWN, VMState.DELETE, VMState.FAILED) and record.exists:
             raise Failed(f"VM '{record.name}' got another order meanwhile: its state is '{getattr(record.state, 'value', record.state)}'.")
         if claim.value is None and record.state is not VMState.SHUTDOWN:
-            return True, f"{record.name}: stopped"
+            return State(True, f"{record.name}: stopped")
         held = claim.value if isinstance(claim.value, Claim) else None
-        return False, f"{record.name}: {_doing(record.state, held)}"
+        return State(False, f"{record.name}: {_doing(record.state, held)}")
     return look
+
+
+def _moved(cluster: Cluster, uuid: str, held: Claim | None) -> str:
+    """How far a migration's memory is, as its source has said last."""
+    meta = cluster.store.meta(uuid) if held is not None and held.op is not None and held.op.phase is OpPhase.RUN else {}
+    moved, size = meta.get("moved_mib"), meta.get("size_mib")
+    if not isinstance(moved, int) or not isinstance(size, int) or size <= 0:
+        return ""
+    return f": {min(100, 100 * moved // size)} % ({moved} of {size} MiB)"
 
 
 def for_node(cluster: Cluster, name: str, wanted: DomainState) -> Look:
     """Until the node's word is `wanted`; tells how many VMs are still to go."""
-    def look() -> tuple[bool, str]:
+    most = 0
+
+    def look() -> State:
         node = cluster.store.node(name)
         if node.domainstate is wanted:
-            return True, f"{name}: {wanted.value}"
+            return State(True, f"{name}: {wanted.value}")
         if node.domainstate not in (DomainState.FLUSH, DomainState.UNFLUSH):
             raise Failed(f"Node {name} got another order meanwhile: its domain state is '{node.domainstate}'.")
-        held = [claim for claim in cluster.store.claims().values() if isinstance(claim.value, Claim) and claim.value.node == name]
-        return False, f"{name}: {node.domainstate.value}, {len(held)} VMs here"
+        nonlocal most
+        here = sum(isinstance(claim.value, Claim) and claim.value.node == name for claim in cluster.store.claims().values())
+        most = max(most, here)
+        gone = BAR * (most - here) // most if most else 0
+        bar = f"  [{'#' * gone:-<{BAR}}]" if wanted is DomainState.FLUSHED else ""
+        return State(False, f"{name}: {node.domainstate.value}, {here} VMs here", bar)
     return look

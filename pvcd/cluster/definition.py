@@ -63,7 +63,7 @@ def parse(raw: bytes | None) -> Definition:
     if not raw:
         raise BadDefinition("There is no definition.")
     if len(raw) > schema.XML_LIMIT:
-        raise BadDefinition(f"The definition has {len(raw)} bytes; {schema.XML_LIMIT} are allowed.")
+        raise BadDefinition(f"The definition is larger than {schema.XML_LIMIT >> 10} KiB.")
     try:
         raw.decode("utf-8")
         root = ElementTree.fromstring(raw, ElementTree.XMLParser(target=_Builder()))

@@ -170,10 +170,11 @@ class Store:
         values = self._backend.read_many([schema.vmmeta(uuid) for uuid in uuids])
         return {uuid: _decoded(values[schema.vmmeta(uuid)].data) for uuid in uuids}
 
-    def write_meta(self, uuid: str, value: Mapping[str, str]) -> None:
-        """Replace /vmmeta/<uuid>: display only, so the last writer wins."""
-        data = json.dumps({key: schema.printable(text)[:1000] for key, text in value.items()}).encode()
+    def write_meta(self, uuid: str, value: Mapping[str, str | int]) -> None:
+        """Change these keys of /vmmeta/<uuid>: display only, so the last writer wins."""
         old = self._backend.read(schema.vmmeta(uuid))
+        shown = {key: schema.printable(one)[:1000] if isinstance(one, str) else one for key, one in value.items()}
+        data = json.dumps({**_decoded(old.data), **shown}).encode()
         change: Change = Create(schema.vmmeta(uuid), data) if old.data is None else Write(schema.vmmeta(uuid), data, old.version)
         try:
             self.apply((change,))

@@ -110,11 +110,11 @@ class ZooKeeper:
 
     def start(self, timeout_s: float) -> None:
         """Connect. Raises Unreachable after `timeout_s`; nothing is left behind then."""
-        try:
-            self._client.start(timeout=timeout_s)
-        except (KazooTimeoutError, KazooException) as error:
+        self._client.start_async().wait(timeout_s)
+        if not self._client.connected:
+            self._handler.drop()  # kazoo's thread may wait a whole session timeout for a server that accepts and then says nothing
             self.stop()
-            raise Unreachable(f"no answer from {self.hosts} within {timeout_s:g} s") from error
+            raise Unreachable(f"no answer from {self.hosts} within {timeout_s:g} s")
 
     def stop(self) -> None:
         """End the session; ephemeral keys go with it."""

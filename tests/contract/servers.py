@@ -20,25 +20,33 @@ def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
 
 
 class ZooKeeperServer:
-    """A standalone server that can be stopped, frozen and started again on the same data."""
+    """A server that can be stopped, frozen and started again on the same data: standalone, or one of three whose others are away."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, alone_of_three: bool = False, read_only: bool = False) -> None:
         self.port = free_port()
         self.hosts = f"127.0.0.1:{self.port}"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         (folder / "zoo.cfg").write_text(f"tickTime=500\ndataDir={folder}/data\nclientPort={self.port}\nclientPortAddress=127.0.0.1\n"
                                         "maxClientCnxns=0\nadmin.enableServer=false\n4lw.commands.whitelist=*\n")
+        self._options = ["-Dreadonlymode.enabled=true"] if read_only else []
+        self._serves = b"not currently serving" if alone_of_three and not read_only else b"Mode:"
+        if alone_of_three:
+            with (folder / "zoo.cfg").open("a") as file:
+                file.write("initLimit=5\nsyncLimit=2\n")
+                file.writelines(f"server.{number}=127.0.0.1:{free_port()}:{free_port()}\n" for number in (1, 2, 3))
+            (folder / "data").mkdir()
+            (folder / "data/myid").write_text("1\n")
 
     def start(self) -> None:
-        """Returns when it serves."""
+        """Returns when it answers, with or without a quorum."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                ["java", "-Xmx96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"/etc/zookeeper/conf:{JAR}",
+                ["java", *self._options, "-Xmx96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"/etc/zookeeper/conf:{JAR}",
                  "org.apache.zookeeper.server.quorum.QuorumPeerMain", str(self._folder / "zoo.cfg")], stdout=log, stderr=log,
                 start_new_session=True)
         deadline = time.monotonic() + 30
-        while b"Mode:" not in self._srvr():
+        while self._serves not in self._srvr():
             assert time.monotonic() < deadline, (self._folder / "log").read_text()[-2000:]
             time.sleep(0.1)
 

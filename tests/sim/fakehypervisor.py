@@ -212,7 +212,8 @@ class FakeHypervisor:
         incoming = any(j.uuid == uuid and j.dest == self.name and j.phase in ("perform", "finish") for j in self.fabric.jobs())
         if copy is None:
             return Local(Status.ABSENT, call=call)
-        return Local(copy.status, job is not None or (incoming and copy.status is Status.MIGRATING), call, moved=job.moved if job else 0)
+        return Local(copy.status, job is not None or (incoming and copy.status is Status.MIGRATING), call,
+                     moved=job.moved if job else 0, size=1 << 29 if job else 0)
 
     def inventory(self) -> tuple[Guest, ...]:
         self._answer()

@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "client-cli"))
 from pvc import domainxml
+from pvc.domainxml import Disk, Interface
 from pvcd.cluster import definition
 from pvcd.cluster.errors import BadDefinition
 
@@ -31,9 +32,9 @@ def test_real_definitions(name: str, memory: int, vcpus: int, topology: str, dis
 
 def test_disks_and_interfaces_one_by_one() -> None:
     found = domainxml.details((CORPUS / "disks.xml").read_bytes())
-    assert found.disks == (("disk", "/var/lib/libvirt/images/d1.qcow2", "vda", "virtio"),
-                           ("disk", "/var/lib/libvirt/images/d2.raw", "sda", "scsi"), ("cdrom", "", "sdb", "sata"))
-    assert found.interfaces[0] == ("network", "default", "52:54:00:00:00:01", "virtio")
+    assert found.disks == (Disk("disk", "/var/lib/libvirt/images/d1.qcow2", "vda", "virtio"),
+                           Disk("disk", "/var/lib/libvirt/images/d2.raw", "sda", "scsi"), Disk("cdrom", "", "sdb", "sata"))
+    assert found.interfaces[0] == Interface("network", "default", "52:54:00:00:00:01", "virtio")
 
 
 @pytest.mark.parametrize("memory, mib", [

@@ -270,7 +270,7 @@ class VMInstance:
         """
         self.local = local = self._env.hypervisor.look(self.uuid)
         now = self._env.clock()
-        if local.status is not Status.MIGRATING or self._is_arriving:
+        if local.status is not Status.MIGRATING or local.incoming or self._is_arriving:
             self._migrating_since = None
             return 1.0
         if self._migrating_since is None:

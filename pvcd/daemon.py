@@ -26,6 +26,7 @@ from .cluster.records import ANY, Timing, View, Write
 from .cluster.schema import DaemonState
 from .cluster.store import Store
 from .cluster.zk import ZooKeeper
+from .doubt import Doubt
 from .environment import Environment
 from .fencing import Fencing
 from .hypervisor import LibvirtHypervisor
@@ -162,8 +163,9 @@ class Daemon:
         except HypervisorUnknown as error:
             raise Refused(f"libvirt does not answer at {self.hypervisor.uri}: {error}. Enable it: set auth_tcp = \"none\" in "
                           "/etc/libvirt/libvirtd.conf, then systemctl enable --now libvirtd-tcp.socket") from error
+        doubt = Doubt(self.hypervisor, 2 * self.config.keepalive_interval, _say)
         try:
-            self.zk.start(PREFLIGHT_S)
+            self.zk.start(max(PREFLIGHT_S, 3 * self.config.keepalive_interval), lambda: doubt.look(self.clock()))
         except Unreachable as error:
             raise Refused(f"ZooKeeper does not answer at {self.config.zookeeper}: {error}. Look at it: "
                           "systemctl status zookeeper") from error

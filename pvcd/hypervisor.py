@@ -11,6 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import libvirt
@@ -189,12 +190,12 @@ class LibvirtHypervisor:
             return Local(Status.UNKNOWN, call=call, detail=str(error))
         if seen is None:
             return Local(Status.ABSENT, call=call)
-        status, job, moved, size = seen
-        return Local(status, job, call, "" if status is not Status.UNKNOWN else "no state", moved, size)
+        return replace(seen, call=call)
 
     @staticmethod
-    def _seen(domain: Any) -> tuple[Status, bool, int, int]:
+    def _seen(domain: Any) -> Local:
         state, reason = domain.state()
+        status, incoming = status_of(state, reason), False
         try:
             job = domain.jobInfo()
         except libvirt.libvirtError as error:
@@ -202,10 +203,11 @@ class LibvirtHypervisor:
             kinds = {libvirt.VIR_ERR_OPERATION_UNSUPPORTED: libvirt.VIR_DOMAIN_JOB_UNBOUNDED, libvirt.VIR_ERR_NO_SUPPORT: libvirt.VIR_DOMAIN_JOB_NONE}
             if error.get_error_code() not in kinds:
                 raise
+            incoming = error.get_error_code() == libvirt.VIR_ERR_OPERATION_UNSUPPORTED
             job = [kinds[error.get_error_code()]] + [0] * 6
         active = job[0] in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED)
         moved, size = (job[4], job[6]) if active else (0, 0)  # dataProcessed, memTotal
-        return status_of(state, reason), active, moved, size
+        return Local(status, active, None, "" if status is not Status.UNKNOWN else "no state", moved, size, incoming)
 
     def inventory(self) -> tuple[Guest, ...]:
         """See `local.Hypervisor`. One request; a domain whose monitor hangs does not hold it up."""

@@ -50,7 +50,7 @@ class Call:
 @dataclass(frozen=True)
 class Local:
     """One domain on this host. `job`: libvirt has a job active on it; `detail`: why unknown; `moved`: bytes that the job has moved, of a
-    guest of `size` bytes, 0 if that is not known."""
+    guest of `size` bytes, 0 if that is not known; `incoming`: libvirt itself says that it receives the guest."""
 
     status: Status
     job: bool = False
@@ -58,6 +58,7 @@ class Local:
     detail: str = ""
     moved: int = 0
     size: int = 0
+    incoming: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pvcd.cluster.errors import PVCError
 from pvcd.cluster.records import ANY, Change, Check, Claim, Timing, View, Write, decode_claim, decode_fence
 from pvcd.cluster.schema import DaemonState
 from pvcd.cluster.store import Store
+from pvcd.doubt import Doubt
 from pvcd.environment import Environment
 from pvcd.fencing import Fencing
 from pvcd.instances import NODES, VIEW, Instances
@@ -162,14 +163,8 @@ class Cluster:
         host = self.hosts[name]
         if not host.power or host.daemon is not None:
             return
-        host.daemon = daemon = Daemon(self, host)
-        try:
-            daemon.start()
-        except (PVCError, Refused) as error:
-            self.say(f"{name}: pvcd does not start: {error}")
-            self.stop_daemon(name)
-        except Killed:
-            return
+        host.daemon = Daemon(self, host)
+        host.daemon.turn()
 
     def stop_daemon(self, name: str) -> None:
         """The process is gone, at once."""
@@ -285,6 +280,7 @@ class Daemon:
                                self.cache.current, lambda view: view.hold.hold, self._say, self._utc, "reboot", self._new_id())
         self.due = {"keepalive": 0.0, "timer": 0.0, "fence": 0.0, "resync": cluster.now + 60.0}
         self.runs_from = float("inf")
+        self.doubt, self.gives_up = Doubt(host.hypervisor, 2 * TICK_S, self._say), cluster.now + 3 * TICK_S
         self._running = False
         self._busy: set[str] = set()
 
@@ -380,15 +376,29 @@ class Daemon:
     def turn(self, most: int = BUSY) -> None:
         """Do what is due; a process that dies or has to end is gone afterwards."""
         try:
-            self._turn(most)
+            self._turn(most) if self.standing.inc else self._preflight()
         except Killed:
             if self.host.daemon is self:
                 self.cluster.stop_daemon(self.host.name)
 
+    def _preflight(self) -> None:
+        """As in `pvcd.daemon`: without ZooKeeper it waits for a while, and looks for copies in doubt."""
+        if "main" in self._busy:
+            return  # its start is interrupted: others come first
+        if not self.host.zk.connected and self.cluster.now < self.gives_up:
+            self.doubt.look(self.cluster.now)
+            return
+        self._busy.add("main")
+        try:
+            self.start()
+        except (PVCError, Refused) as error:
+            self.cluster.say(f"{self.host.name}: pvcd does not start: {error}")
+            raise Killed from error
+        finally:
+            self._busy.discard("main")
+
     def _turn(self, most: int) -> None:
         now = self.cluster.now
-        if not self.standing.inc:
-            return  # not registered yet: no thread runs
         if now >= self.due["keepalive"]:
             self.due["keepalive"] = now + TICK_S
             self.keepalive.leave({"memfree": str(self.host.hypervisor.free_mib())})

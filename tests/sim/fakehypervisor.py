@@ -213,7 +213,7 @@ class FakeHypervisor:
         if copy is None:
             return Local(Status.ABSENT, call=call)
         return Local(copy.status, job is not None or (incoming and copy.status is Status.MIGRATING), call,
-                     moved=job.moved if job else 0, size=1 << 29 if job else 0)
+                     moved=job.moved if job else 0, size=1 << 29 if job else 0, incoming=incoming)
 
     def inventory(self) -> tuple[Guest, ...]:
         self._answer()

@@ -117,6 +117,11 @@ def no_surrender_when_cut_off() -> Any:
     return mock.patch("pvcd.VMInstance.VMInstance._cut_off", lambda _self: 1.0)
 
 
+def no_surrender_before_zookeeper_answers() -> Any:
+    """A daemon that starts without ZooKeeper leaves a paused copy to libvirt."""
+    return mock.patch("pvcd.doubt.Doubt.look", lambda _self, _now: None)
+
+
 def no_rollback() -> Any:
     """A migration that failed leaves its order standing."""
     return mock.patch.object(claims, "rolled_back", lambda _me, _record: ())
@@ -190,5 +195,6 @@ def flushed_too_early() -> Any:
 
 MUTANTS: tuple[Mutation, ...] = (
     no_mine, no_claim_version, no_gate, no_keepalive_in_commit, early_death, no_read_back, no_identity, no_query,
-    no_surrender, no_surrender_when_cut_off, no_rollback, no_doubt, no_adoption, cold_rehoming, no_objection, no_exit,
+    no_surrender, no_surrender_when_cut_off, no_surrender_before_zookeeper_answers, no_rollback, no_doubt, no_adoption, cold_rehoming,
+    no_objection, no_exit,
     no_brake, no_freshness, no_resumption, flushed_too_early)

@@ -29,6 +29,9 @@ VMS = ("aaaa0000-0000-4000-8000-000000000001", "bbbb0000-0000-4000-8000-00000000
 STEPS = 700
 HEAL_S = 900.0
 SHOWN = 60
+HELD_S = 5.0
+"""A source in doubt is woken by libvirt 30 s after its pause, and two ticks, a restart of pvcd and this long for the destroy fit in. A
+daemon that is frozen for longer in that very moment is outside the promises, as a libvirtd that hangs is."""
 
 
 class Schedule:
@@ -42,7 +45,7 @@ class Schedule:
         self.store = Store(self.operator)
         self.ordered: dict[str, VMState] = {}
         self.count: Counter[str] = Counter()
-        self._depth = 0
+        self._depth, self._held_until = 0, float("inf")
         self._calm = False
         dice = self.dice
         faults = (self._kill_daemon, self._crash, self._boot, self._link, self._bmc, self._qemu, self._libvirt, self._lose, self._lag,
@@ -100,12 +103,15 @@ class Schedule:
             self.count["dies before " + what] += 1
             self.world.stop_daemon(daemon.host.name)
         elif self.dice.random() < self.stale:
-            self._depth += 1
+            self._depth, before = self._depth + 1, self._held_until
+            if any(job.source == daemon.host.name and job.phase == "indoubt" for job in self.world.fabric.jobs()):
+                self._held_until = min(before, self.world.now + HELD_S)
             try:
                 for _ in range(self.dice.choice((1, 3, 10))):
-                    self.step()
+                    if self.world.now < self._held_until:
+                        self.step()
             finally:
-                self._depth -= 1
+                self._depth, self._held_until = self._depth - 1, before
 
     def _restarts(self) -> None:
         """systemd starts pvcd again; some hosts come back by themselves."""

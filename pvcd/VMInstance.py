@@ -55,12 +55,6 @@ class VMInstance:
         """This node holds the claim, as last read."""
         return isinstance(self.claim.value, Claim) and self.claim.value.node == self._env.node
 
-    @property
-    def _is_arriving(self) -> bool:
-        """A paused copy here is the half copy of a migration to this node, as far as was last read."""
-        claim = self.claim.value
-        return isinstance(claim, Claim) and claim.op is not None and claim.op.dest == self._env.node
-
     def reconcile(self) -> float | None:
         """One visit: at most one effect. Returns when to look again, in seconds."""
         actor = self._env.actor()
@@ -68,10 +62,8 @@ class VMInstance:
             return None
         try:
             step = plan_domain(self._situation(actor))
-        except Unreachable:
-            return self._cut_off()
-        except OutcomeUnknown:
-            return 1.0
+        except (Unreachable, OutcomeUnknown):
+            return 1.0  # nothing is touched; `doubt` watches over what a migration has left paused
         new = self._tell(step)
         try:
             return self._act(step, new)
@@ -263,25 +255,6 @@ class VMInstance:
         self._env.say(Level.WARNING, f"{self.uuid}: {step.verb.value}: {error}")
         self._env.store.write_meta(self.uuid, {"reason": f"{step.verb.value}: {error}", "at": self._env.utc()})
         return ERROR_PAUSE_S
-
-    def _cut_off(self) -> float:
-        """ZooKeeper does not answer. Nothing is touched, except a copy that is in doubt: paused by an outgoing migration for 2 ticks,
-        whoever was last read to hold the claim. Another copy may run, and libvirt would wake this one some 30 s after the pause.
-        """
-        self.local = local = self._env.hypervisor.look(self.uuid)
-        now = self._env.clock()
-        if local.status is not Status.MIGRATING or local.incoming or self._is_arriving:
-            self._migrating_since = None
-            return 1.0
-        if self._migrating_since is None:
-            self._migrating_since = now
-        if now - self._migrating_since >= 2 * self._env.tick_s:
-            self._env.say(Level.CRITICAL, f"{self.uuid}: cut off with a paused copy in doubt: it goes before libvirt wakes it")
-            try:
-                self._env.hypervisor.destroy(self.uuid)
-            except (HypervisorError, HypervisorUnknown) as error:
-                self._env.say(Level.WARNING, f"{self.uuid}: destroy: {error}")
-        return 1.0
 
     def _tell(self, step: Step) -> bool:
         """One line per change: a reason that stays the same is not repeated. True if the step is not the last visit's."""

@@ -2,7 +2,7 @@
 # Copyright (C) 2026 The PVC developers
 """Checks the ground, builds every object, starts the threads in order and stops them in reverse.
 
-The order at start: configuration, libvirt, ZooKeeper, registration (this node's fence is `up`), keepalives, `init`, instances
+The order at start: configuration, libvirt, the watch over copies in doubt, ZooKeeper, registration (this node's fence is `up`), keepalives, `init`, instances
 and their watches, adoption of what runs here, `protocol`, `run`, workers, fencing. A host that dies in `init` must be
 noticed, so the keepalives come first; no claim is taken before `run`.
 """
@@ -68,6 +68,7 @@ def main() -> int:
         return daemon.serve()
     except (PVCError, Refused) as error:
         _say(Level.CRITICAL, str(error))
+        daemon.outlast_doubt()
         return MAY_COME_LATER
     finally:
         daemon.close()
@@ -119,9 +120,11 @@ class Daemon:
             self.store, self.standing, config.keepalive_interval, self.clock, time.time, _say, self._acknowledged, self._exit,
             lambda: self.registration.restore(self.static), self.notifier.watchdog)
         self._threads: list[threading.Thread] = []
+        self._closed = threading.Event()
         self.liveness = Liveness(self.node, config.keepalive_interval)
         self.fencing = Fencing(self.store, Ipmi(), self.liveness, self.node, self.env.actor, self.cache.current, _hold, _say, utc,
                                config.fence_action, uuid.uuid4().hex[:8])
+        self.doubt = Doubt(self.hypervisor, config.keepalive_interval, _say)
         self.fence_wake = threading.Event()
         self._last_resync = 0.0
         self._last_acknowledged: float | None = None
@@ -163,9 +166,10 @@ class Daemon:
         except HypervisorUnknown as error:
             raise Refused(f"libvirt does not answer at {self.hypervisor.uri}: {error}. Enable it: set auth_tcp = \"none\" in "
                           "/etc/libvirt/libvirtd.conf, then systemctl enable --now libvirtd-tcp.socket") from error
-        doubt = Doubt(self.hypervisor, 2 * self.config.keepalive_interval, _say)
+        self.doubt.look(self.clock(), None)
+        self._spawn("doubt", self._watch_doubt)
         try:
-            self.zk.start(max(PREFLIGHT_S, 3 * self.config.keepalive_interval), lambda: doubt.look(self.clock()))
+            self.zk.start(PREFLIGHT_S)
         except Unreachable as error:
             raise Refused(f"ZooKeeper does not answer at {self.config.zookeeper}: {error}. Look at it: "
                           "systemctl status zookeeper") from error
@@ -226,7 +230,7 @@ class Daemon:
         _say(Level.INFO, "stopping; VMs run on")
         self.env.stopping = True
         deadline = self.clock() + ARRIVALS_S
-        while self.instances.arriving() and self.clock() < deadline and not self.flags.exit_reason:
+        while (self.instances.arriving() or self.doubt.pending) and self.clock() < deadline and not self.flags.exit_reason:
             threading.Event().wait(0.2)
         self.fence_wake.set()
         self.reconciler.stop(5.0)
@@ -239,6 +243,7 @@ class Daemon:
             _say(Level.WARNING, f"`stop` could not be written ({error}): peers will look after this node if it stays away")
 
     def close(self) -> None:
+        self._closed.set()
         self.hypervisor.stop()
         self.zk.stop()
 
@@ -272,6 +277,16 @@ class Daemon:
             seen = running
             self.flags.stop.wait(COLLECT_PAUSE_S)
             self.collect_wake.wait(self.config.keepalive_interval)
+
+    def _watch_doubt(self) -> None:
+        """Doubt thread: once a second, whatever else stands still."""
+        while not self._closed.wait(1.0):
+            self.doubt.look(self.clock(), self._last_acknowledged)
+
+    def outlast_doubt(self) -> None:
+        """A start that failed ends only when no copy is in doubt: each new process would count its patience from the beginning."""
+        while self.doubt.pending and not self.flags.stop.wait(0.5):
+            pass
 
     def _time(self) -> None:
         """Timer thread, once a second or four times a tick: the ZooKeeper supervisor, the resync, and the silence of peers. Only this

@@ -1,36 +1,44 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (C) 2026 The PVC developers
-"""Row M6(b) for a daemon that has just started and does not reach ZooKeeper: it knows no claim, only what libvirt shows.
+"""Row M6(b): the source of a migration gives its paused copy up when it can no longer ask who has the guest.
 
 A source that was paused at the end of a live migration and got no answer cannot know whether the guest runs at the destination.
-libvirt wakes it some 30 s after the pause, and then it may run twice. So the paused copy goes before that, whoever restarted
-pvcd in between. The claim stays: whoever has the guest says so, or the guest starts again.
+libvirt wakes it some 30 s after the pause, and then the guest may run twice. A node that is up and linked asks (`planner`). One
+that is not (cut off from ZooKeeper, or being fenced, or just restarted and without either) has only what libvirt shows, which is
+enough: the copy goes before libvirt wakes it. The claim stays: whoever has the guest says so, or it starts again.
 """
 from __future__ import annotations
 
 from .cluster.errors import HypervisorError, HypervisorUnknown
 from .environment import Say
-from .local import Hypervisor, Status
+from .local import Hypervisor
 from .planner import Level
 
 
 class Doubt:
-    """Looked at about once a second, on one thread. `patience_s`: how long a copy must have been paused; two ticks."""
+    """Looked at once a second, on one thread, from the first answer of libvirt to the end of the process."""
 
-    def __init__(self, hypervisor: Hypervisor, patience_s: float, say: Say) -> None:
-        self._hypervisor, self._patience_s, self._say = hypervisor, patience_s, say
+    def __init__(self, hypervisor: Hypervisor, tick_s: float, say: Say) -> None:
+        self._hypervisor, self._patience_s, self._say = hypervisor, 2 * tick_s, say
         self._since: dict[str, float] = {}
 
-    def look(self, now: float) -> None:
-        """Destroy what has been in doubt for too long. `now`: boot-time clock, seconds. Never raises."""
+    @property
+    def pending(self) -> bool:
+        """There is such a copy: a process that ends now would lose count of how long it has been paused."""
+        return bool(self._since)
+
+    def look(self, now: float, acknowledged: float | None) -> None:
+        """Destroy what has been in doubt for two ticks, unless this node's keepalives are `acknowledged`: then the planner sees to it.
+
+        Both on the boot-time clock, seconds. Never raises.
+        """
         try:
-            paused = [guest.uuid for guest in self._hypervisor.inventory() if guest.status is Status.MIGRATING]
-            looked = {uuid: self._hypervisor.look(uuid) for uuid in paused}
-            doubtful = [uuid for uuid, local in looked.items() if local.status is Status.MIGRATING and not local.incoming]
-            self._since = {uuid: self._since.get(uuid, now) for uuid in doubtful}
+            self._since = {uuid: self._since.get(uuid, now) for uuid in self._hypervisor.in_doubt()}
+            if acknowledged is not None and now - acknowledged < self._patience_s:
+                return
             for uuid, since in self._since.items():
                 if now - since >= self._patience_s:
-                    self._say(Level.CRITICAL, f"{uuid}: cut off with a paused copy in doubt: it goes before libvirt wakes it")
+                    self._say(Level.CRITICAL, f"{uuid}: this node cannot ask who has it, and a paused copy is in doubt: it goes before libvirt wakes it")
                     self._hypervisor.destroy(uuid)
         except (HypervisorError, HypervisorUnknown) as error:
             self._say(Level.WARNING, f"looking for copies in doubt: {error}")

@@ -195,7 +195,7 @@ class LibvirtHypervisor:
     @staticmethod
     def _seen(domain: Any) -> Local:
         state, reason = domain.state()
-        status, incoming = status_of(state, reason), False
+        status = status_of(state, reason)
         try:
             job = domain.jobInfo()
         except libvirt.libvirtError as error:
@@ -203,11 +203,10 @@ class LibvirtHypervisor:
             kinds = {libvirt.VIR_ERR_OPERATION_UNSUPPORTED: libvirt.VIR_DOMAIN_JOB_UNBOUNDED, libvirt.VIR_ERR_NO_SUPPORT: libvirt.VIR_DOMAIN_JOB_NONE}
             if error.get_error_code() not in kinds:
                 raise
-            incoming = error.get_error_code() == libvirt.VIR_ERR_OPERATION_UNSUPPORTED
             job = [kinds[error.get_error_code()]] + [0] * 6
         active = job[0] in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED)
         moved, size = (job[4], job[6]) if active else (0, 0)  # dataProcessed, memTotal
-        return Local(status, active, None, "" if status is not Status.UNKNOWN else "no state", moved, size, incoming)
+        return Local(status, active, None, "" if status is not Status.UNKNOWN else "no state", moved, size)
 
     def inventory(self) -> tuple[Guest, ...]:
         """See `local.Hypervisor`. One request; a domain whose monitor hangs does not hold it up."""
@@ -221,6 +220,21 @@ class LibvirtHypervisor:
         return tuple(Guest(domain.UUIDString(), domain.name(), status_of(stats.get("state.state", 0), stats.get("state.reason", 0)),
                            stats.get("balloon.current", 0) // 1024)
                      for domain, stats in rows if stats.get("state.state") != libvirt.VIR_DOMAIN_SHUTOFF)
+
+    def in_doubt(self) -> tuple[str, ...]:
+        """See `local.Hypervisor`."""
+        return tuple(guest.uuid for guest in self.inventory() if guest.status is Status.MIGRATING and self._do(guest.uuid, self._is_source))
+
+    @staticmethod
+    def _is_source(domain: Any) -> bool:
+        """Of a domain that is paused by a migration: a destination's half copy has a job without statistics."""
+        try:
+            domain.jobInfo()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_OPERATION_UNSUPPORTED:
+                return False
+            raise
+        return not domain.isPersistent()
 
     # ----------------------------------------------------------------------------------------------------------- verbs
 

@@ -50,7 +50,7 @@ class Call:
 @dataclass(frozen=True)
 class Local:
     """One domain on this host. `job`: libvirt has a job active on it; `detail`: why unknown; `moved`: bytes that the job has moved, of a
-    guest of `size` bytes, 0 if that is not known; `incoming`: libvirt itself says that it receives the guest."""
+    guest of `size` bytes, 0 if that is not known."""
 
     status: Status
     job: bool = False
@@ -58,7 +58,6 @@ class Local:
     detail: str = ""
     moved: int = 0
     size: int = 0
-    incoming: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,9 @@ class Hypervisor(Protocol):
 
     def inventory(self) -> tuple[Guest, ...]:
         """Every active domain of this host, PVC's or not."""
+
+    def in_doubt(self) -> tuple[str, ...]:
+        """UUIDs of the domains that are paused as the source of a migration. Domains that libvirt itself keeps are not PVC's."""
 
     def create(self, xml: str) -> None:
         """Start a transient domain; returns when its guest runs."""

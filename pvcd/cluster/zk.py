@@ -108,11 +108,9 @@ class ZooKeeper:
 
     # -------------------------------------------------------------------------------------------------- the connection
 
-    def start(self, timeout_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Connect; `meanwhile` is called once a second until then. Raises Unreachable after `timeout_s`; nothing is left behind then."""
-        connected, deadline = self._client.start_async(), time.monotonic() + timeout_s
-        while not connected.wait(max(0.0, min(1.0, deadline - time.monotonic()))) and time.monotonic() < deadline:
-            meanwhile()
+    def start(self, timeout_s: float) -> None:
+        """Connect. Raises Unreachable after `timeout_s`; nothing is left behind then."""
+        self._client.start_async().wait(timeout_s)
         if not self._client.connected:
             self._handler.drop()  # kazoo's thread may wait a whole session timeout for a server that accepts and then says nothing
             self.stop()

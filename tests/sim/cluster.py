@@ -19,7 +19,6 @@ from pvcd.doubt import Doubt
 from pvcd.environment import Environment
 from pvcd.fencing import Fencing
 from pvcd.instances import NODES, VIEW, Instances
-from pvcd.ipmi import Bmc, Power, Reading
 from pvcd.keepalive import Keepalive
 from pvcd.liveness import Liveness
 from pvcd.planner import Level
@@ -29,6 +28,7 @@ from pvcd.standing import Standing
 from pvcd.view import ViewCache
 
 from .fakehypervisor import Fabric, FakeHypervisor
+from .fakeipmi import FakeIpmi
 from .fakezk import FakeServer, FakeZooKeeper
 
 TICK_S = 5.0
@@ -212,51 +212,6 @@ class Cluster:
                     host.daemon.turn()
 
 
-class FakeIpmi:
-    """Controllers as one node sees them: `ok`, `dead`, `ignore` (accepts off, stays on), `lie` (reports off, stays on), `wrong` (the
-    next machine's).
-    """
-
-    def __init__(self, cluster: Cluster, daemon: Daemon) -> None:
-        self._cluster, self._daemon = cluster, daemon
-
-    def _host(self, bmc: Bmc) -> Host | None:
-        host = self._cluster.hosts[bmc.host]
-        if host.bmc == "wrong":
-            names = self._cluster.names
-            host = self._cluster.hosts[names[(names.index(host.name) + 1) % len(names)]]
-        return host if host.bmc != "dead" and self._daemon.host.zk.connected else None
-
-    def cipher(self, _bmc: Bmc) -> int | None:
-        return 3
-
-    def status(self, bmc: Bmc) -> Reading:
-        self._daemon.interrupted("ipmi status")
-        host = self._host(bmc)
-        if host is None:
-            return Reading(Power.UNKNOWN, "no answer")
-        return Reading(Power.OFF if not host.power or host.bmc == "lie" else Power.ON)
-
-    def off(self, bmc: Bmc) -> str:
-        self._daemon.interrupted("ipmi off")
-        host = self._host(bmc)
-        if host is not None and host.bmc == "ok" and host.power:
-            self._cluster.late_offs.append((self._cluster.now + (0.3, 6.0)[self._cluster.ids % 2], host.name))
-        return "Chassis Power Control: Down/Off"
-
-    def on(self, bmc: Bmc) -> str:
-        self._daemon.interrupted("ipmi on")
-        if self._host(bmc) is not None:
-            self._cluster.power_on(bmc.host)
-        return "Chassis Power Control: Up/On"
-
-    def guid(self, bmc: Bmc) -> str | None:
-        host = self._host(bmc)
-        if bmc.host == self._daemon.host.name:
-            return "1" * 31 + bmc.host  # asked at the start, before anybody has mixed up the cables
-        return None if host is None else "1" * 31 + host.name
-
-
 class Daemon:
     """pvcd, wired as `pvcd.daemon` wires it, but turned by hand."""
 
@@ -278,9 +233,9 @@ class Daemon:
         self.liveness = Liveness(name, TICK_S)
         self.fencing = Fencing(self.store, FakeIpmi(cluster, self), self.liveness, name, self.standing.actor,  # type: ignore[arg-type]
                                self.cache.current, lambda view: view.hold.hold, self._say, self._utc, "reboot", self._new_id())
-        self.due = {"keepalive": 0.0, "timer": 0.0, "fence": 0.0, "resync": cluster.now + 60.0}
+        self.due = {"doubt": 0.0, "keepalive": 0.0, "timer": 0.0, "fence": 0.0, "resync": cluster.now + 60.0}
         self.runs_from = float("inf")
-        self.doubt, self.gives_up = Doubt(host.hypervisor, 2 * TICK_S, self._say), cluster.now + 3 * TICK_S
+        self.doubt, self.gives_up, self.failed = Doubt(host.hypervisor, TICK_S, self._say), cluster.now + 3 * TICK_S, False
         self._running = False
         self._busy: set[str] = set()
 
@@ -385,20 +340,31 @@ class Daemon:
         """As in `pvcd.daemon`: without ZooKeeper it waits for a while, and looks for copies in doubt."""
         if "main" in self._busy:
             return  # its start is interrupted: others come first
-        if not self.host.zk.connected and self.cluster.now < self.gives_up:
-            self.doubt.look(self.cluster.now)
+        self._watch_doubt()
+        waits = not self.host.zk.connected and self.cluster.now < self.gives_up
+        if waits or (self.failed and self.doubt.pending):
             return
         self._busy.add("main")
         try:
+            if self.failed:
+                raise Killed
             self.start()
         except (PVCError, Refused) as error:
             self.cluster.say(f"{self.host.name}: pvcd does not start: {error}")
-            raise Killed from error
+            self.failed = True
+            if self.standing.inc:
+                raise Killed from error
         finally:
             self._busy.discard("main")
 
+    def _watch_doubt(self) -> None:
+        if self.cluster.now >= self.due["doubt"]:
+            self.due["doubt"] = self.cluster.now + 1.0
+            self._on_thread("doubt", lambda: self.doubt.look(self.cluster.now, self.acknowledged))
+
     def _turn(self, most: int) -> None:
         now = self.cluster.now
+        self._watch_doubt()
         if now >= self.due["keepalive"]:
             self.due["keepalive"] = now + TICK_S
             self.keepalive.leave({"memfree": str(self.host.hypervisor.free_mib())})

@@ -106,71 +106,6 @@ def rest(cluster: Cluster, seconds: float = 120.0) -> None:
 
 # ------------------------------------------------------------------------------------------------- hand-off of a migration
 
-def reply_lost_all_linked() -> None:
-    """The reply to the last step is lost; everybody is linked: the destination claims, the source drops its paused copy."""
-    cluster = world()
-    cluster.fabric.advance(finishing(cluster), lost=True, resumed=True)
-    turns(cluster, 45.0, *cluster.names)
-    once(cluster, "c")
-    rest(cluster)
-
-
-def reply_lost_source_cut() -> None:
-    """... and the source is cut off from ZooKeeper: it destroys its own copy before libvirt wakes it."""
-    cluster = world()
-    job = finishing(cluster)
-    cluster.hosts["a"].zk.cut()
-    cluster.hosts["a"].bmc = "dead"
-    cluster.fabric.advance(job, lost=True, resumed=True)
-    turns(cluster, 45.0, *cluster.names)
-    once(cluster, "c")
-    rest(cluster)
-
-
-def reply_lost_source_cut_and_its_daemon_dies() -> None:
-    """... and pvcd dies there too: the new one reaches no ZooKeeper, knows no claim, and does the same by what libvirt shows."""
-    cluster = world()
-    job = finishing(cluster)
-    cluster.hosts["a"].zk.cut()
-    cluster.hosts["a"].bmc = "dead"
-    cluster.fabric.advance(job, lost=True, resumed=True)
-    cluster.stop_daemon("a")
-    turns(cluster, 2.0, "b", "c")
-    cluster.start_daemon("a")
-    turns(cluster, 45.0, *cluster.names)
-    once(cluster, "c")
-    rest(cluster)
-
-
-def claim_moved_then_source_cut() -> None:
-    """The destination has claimed while the source's libvirt hung; then the source is cut off: its paused copy goes all the same."""
-    cluster = world()
-    job = finishing(cluster)
-    cluster.fabric.advance(job, lost=True, resumed=True)
-    cluster.hosts["a"].hypervisor.answers = False
-    turns(cluster, 6.0, *cluster.names)
-    claim = cluster.claim(VM)
-    assert claim is not None and claim.node == "c"
-    cluster.hosts["a"].zk.cut()
-    cluster.hosts["a"].bmc = "dead"
-    cluster.hosts["a"].hypervisor.answers = True
-    turns(cluster, 60.0, *cluster.names)
-    once(cluster, "c")
-    rest(cluster)
-
-
-def reply_lost_destination_cut() -> None:
-    """... and the destination, which runs the guest, is cut off: the source asks, nobody answers, and it gives its copy up."""
-    cluster = world()
-    job = finishing(cluster)
-    cluster.hosts["c"].zk.cut()
-    cluster.hosts["c"].bmc = "dead"
-    cluster.fabric.advance(job, lost=True, resumed=True)
-    turns(cluster, 45.0, *cluster.names)
-    once(cluster, "c")
-    rest(cluster)
-
-
 def source_dies_after_the_last_step() -> None:
     """The destination runs the guest and has not claimed it: whoever recovers must ask it first."""
     cluster = world()
@@ -436,8 +371,7 @@ def rehomed_while_running() -> None:
 
 
 SCHEDULES: tuple[Callable[[], None], ...] = (
-    reply_lost_all_linked, reply_lost_source_cut, reply_lost_source_cut_and_its_daemon_dies,
-    claim_moved_then_source_cut, reply_lost_destination_cut, source_dies_after_the_last_step,
+    source_dies_after_the_last_step,
     destination_dies_in_the_last_step, source_host_vanishes_in_the_data_phase, source_daemon_dies_while_the_call_runs, refused_for_ever,
     stop_during_a_migration, ready_withdrawn, late_hand_over, flush_tells_the_truth, late_offer_of_an_old_claim,
     late_acquire_of_a_fenced_node, worker_wakes_after_its_node_was_fenced, gate_before_a_late_start, unanswered_start,

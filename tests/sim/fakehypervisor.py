@@ -213,7 +213,12 @@ class FakeHypervisor:
         if copy is None:
             return Local(Status.ABSENT, call=call)
         return Local(copy.status, job is not None or (incoming and copy.status is Status.MIGRATING), call,
-                     moved=job.moved if job else 0, size=1 << 29 if job else 0, incoming=incoming)
+                     moved=job.moved if job else 0, size=1 << 29 if job else 0)
+
+    def in_doubt(self) -> tuple[str, ...]:
+        self._answer()
+        receiving = {job.uuid for job in self.fabric.jobs() if job.dest == self.name}
+        return tuple(uuid for uuid, copy in sorted(self.copies.items()) if copy.status is Status.MIGRATING and uuid not in receiving)
 
     def inventory(self) -> tuple[Guest, ...]:
         self._answer()

@@ -107,19 +107,19 @@ def no_surrender() -> Any:
 
     @contextmanager
     def both() -> Iterator[None]:
-        with _planned(change), mock.patch("pvcd.VMInstance.VMInstance._cut_off", lambda _self: 1.0):
+        with _planned(change), mock.patch("pvcd.doubt.Doubt.look", lambda *_arguments: None):
             yield
     return both()
 
 
 def no_surrender_when_cut_off() -> Any:
-    """A source that is cut off from ZooKeeper leaves its paused copy to libvirt."""
-    return mock.patch("pvcd.VMInstance.VMInstance._cut_off", lambda _self: 1.0)
+    """A source that cannot ask leaves its paused copy to libvirt."""
+    return mock.patch("pvcd.doubt.Doubt.look", lambda *_arguments: None)
 
 
-def no_surrender_before_zookeeper_answers() -> Any:
-    """A daemon that starts without ZooKeeper leaves a paused copy to libvirt."""
-    return mock.patch("pvcd.doubt.Doubt.look", lambda _self, _now: None)
+def doubt_ends_with_the_process() -> Any:
+    """A start that fails ends at once, and the next one counts from the beginning."""
+    return mock.patch("pvcd.doubt.Doubt.pending", property(lambda _self: False))
 
 
 def no_rollback() -> Any:
@@ -195,6 +195,6 @@ def flushed_too_early() -> Any:
 
 MUTANTS: tuple[Mutation, ...] = (
     no_mine, no_claim_version, no_gate, no_keepalive_in_commit, early_death, no_read_back, no_identity, no_query,
-    no_surrender, no_surrender_when_cut_off, no_surrender_before_zookeeper_answers, no_rollback, no_doubt, no_adoption, cold_rehoming,
+    no_surrender, no_surrender_when_cut_off, doubt_ends_with_the_process, no_rollback, no_doubt, no_adoption, cold_rehoming,
     no_objection, no_exit,
     no_brake, no_freshness, no_resumption, flushed_too_early)

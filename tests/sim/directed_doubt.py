@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""Directed schedules about the one moment in which nobody knows who has the guest: the reply to a migration's last step is lost."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pvcd.cluster import fences
+
+from .cluster import Cluster
+from .directed import VM, finishing, once, operator, rest, turns, world
+
+
+def restarting(cluster: Cluster, seconds: float, name: str) -> None:
+    """Everybody goes on; systemd starts the daemon of `name` 2 s after each of its ends."""
+    end = cluster.now + seconds
+    while cluster.now < end:
+        turns(cluster, 2.0, *cluster.names)
+        cluster.start_daemon(name)
+
+
+def reply_lost_all_linked() -> None:
+    """The reply to the last step is lost; everybody is linked: the destination claims, the source drops its paused copy."""
+    cluster = world()
+    cluster.fabric.advance(finishing(cluster), lost=True, resumed=True)
+    turns(cluster, 45.0, *cluster.names)
+    once(cluster, "c")
+    rest(cluster)
+
+
+def reply_lost_source_cut() -> None:
+    """... and the source is cut off from ZooKeeper: it destroys its own copy before libvirt wakes it."""
+    cluster = world()
+    job = finishing(cluster)
+    cluster.hosts["a"].zk.cut()
+    cluster.hosts["a"].bmc = "dead"
+    cluster.fabric.advance(job, lost=True, resumed=True)
+    turns(cluster, 45.0, *cluster.names)
+    once(cluster, "c")
+    rest(cluster)
+
+
+def reply_lost_source_cut_and_its_daemon_dies() -> None:
+    """... and pvcd dies there too: the new one reaches no ZooKeeper, knows no claim, and does the same by what libvirt shows."""
+    cluster = world()
+    job = finishing(cluster)
+    cluster.hosts["a"].zk.cut()
+    cluster.hosts["a"].bmc = "dead"
+    cluster.fabric.advance(job, lost=True, resumed=True)
+    cluster.stop_daemon("a")
+    restarting(cluster, 45.0, "a")
+    once(cluster, "c")
+    rest(cluster)
+
+
+def reply_lost_source_being_fenced() -> None:
+    """... and an operator fences the source, whose controller is dead: linked, and not allowed to act."""
+    cluster = world()
+    job = finishing(cluster)
+    _forced(cluster, "a")
+    cluster.fabric.advance(job, lost=True, resumed=True)
+    turns(cluster, 45.0, *cluster.names)
+    once(cluster, "c")
+    rest(cluster)
+
+
+def reply_lost_source_being_fenced_and_its_daemon_dies() -> None:
+    """... and the new daemon is refused again and again: it does not end while a copy is in doubt, or each would count from the beginning."""
+    cluster = world()
+    job = finishing(cluster)
+    _forced(cluster, "a")
+    cluster.fabric.advance(job, lost=True, resumed=True)
+    cluster.stop_daemon("a")
+    restarting(cluster, 45.0, "a")
+    once(cluster, "c")
+    rest(cluster)
+
+
+def _forced(cluster: Cluster, name: str) -> None:
+    cluster.hosts[name].bmc = "dead"
+    store = operator(cluster)
+    store.apply(fences.forced(store.view(), name, "operator", store.keepalives([name])[name].version, "now"))
+
+
+def claim_moved_then_source_cut() -> None:
+    """The destination has claimed while the source's libvirt hung; then the source is cut off: its paused copy goes all the same."""
+    cluster = world()
+    job = finishing(cluster)
+    cluster.fabric.advance(job, lost=True, resumed=True)
+    cluster.hosts["a"].hypervisor.answers = False
+    turns(cluster, 6.0, *cluster.names)
+    claim = cluster.claim(VM)
+    assert claim is not None and claim.node == "c"
+    cluster.hosts["a"].zk.cut()
+    cluster.hosts["a"].bmc = "dead"
+    cluster.hosts["a"].hypervisor.answers = True
+    turns(cluster, 60.0, *cluster.names)
+    once(cluster, "c")
+    rest(cluster)
+
+
+def reply_lost_destination_cut() -> None:
+    """... and the destination, which runs the guest, is cut off: the source asks, nobody answers, and it gives its copy up."""
+    cluster = world()
+    job = finishing(cluster)
+    cluster.hosts["c"].zk.cut()
+    cluster.hosts["c"].bmc = "dead"
+    cluster.fabric.advance(job, lost=True, resumed=True)
+    turns(cluster, 45.0, *cluster.names)
+    once(cluster, "c")
+    rest(cluster)
+
+
+SCHEDULES: tuple[Callable[[], None], ...] = (
+    reply_lost_all_linked, reply_lost_source_cut, reply_lost_source_cut_and_its_daemon_dies, reply_lost_source_being_fenced,
+    reply_lost_source_being_fenced_and_its_daemon_dies, claim_moved_then_source_cut, reply_lost_destination_cut)

@@ -12,7 +12,7 @@ from .cluster.flush import Cluster, NodePlan, Order, plan_flush, plan_unflush
 from .cluster.records import Claim, ClaimRecord, DomainRecord, View, Write
 from .cluster.schema import DaemonState, DomainState
 from .environment import Environment
-from .planner import Level
+from .situation import Level
 from .view import Condition, condition
 
 LOOK_AGAIN_S = 1.0

@@ -19,7 +19,8 @@ from .cluster.records import Check, Claim, ClaimRecord, DomainRecord, View
 from .cluster.schema import DomainState, VMState
 from .environment import Environment
 from .local import COPY, Local, Status
-from .planner import Level, Situation, Step, Timers, Verb, plan_domain
+from .planner import plan_domain
+from .situation import Level, Situation, Step, Timers, Verb
 
 SOON_S = 0.0
 ERROR_PAUSE_S = 5.0
@@ -185,7 +186,7 @@ class VMInstance:
         """
         if step.verb is Verb.CREATE:
             return self._create(step)
-        acts = bool(step.changes) or step.verb is not Verb.NOTHING
+        acts = step.level is not Level.QUIET and (bool(step.changes) or step.verb is not Verb.NOTHING)
         if new and acts:
             self._keep_reason(step)
         if step.row == 19 and self.local.size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .planner import Attempts
+from .situation import Attempts
 
 WINDOW_S = 600.0
 BACK_OFF_S = (0.0, 5.0, 15.0, 30.0)

@@ -15,7 +15,7 @@ from .cluster.claims import Actor
 from .cluster.records import ANY, Change, Create, View, Write
 from .cluster.store import Store
 from .ipmi import Bmc, Ipmi, Power
-from .planner import Level
+from .situation import Level
 
 EVERY_S = 300.0
 FIRST_S = 15.0

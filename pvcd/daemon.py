@@ -35,9 +35,9 @@ from .ipmi import Ipmi
 from .keepalive import Keepalive, measure
 from .liveness import Liveness
 from .notify import Notifier
-from .planner import Level
 from .reconciler import Reconciler
 from .registration import Refused, Registration, Start, adoptable
+from .situation import Level
 from .standing import Standing
 from .view import ViewCache
 

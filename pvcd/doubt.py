@@ -12,7 +12,7 @@ from __future__ import annotations
 from .cluster.errors import HypervisorError, HypervisorUnknown
 from .environment import Say
 from .local import Hypervisor
-from .planner import Level
+from .situation import Level
 
 
 class Doubt:

@@ -17,7 +17,7 @@ from .cluster.history import Entry, record
 from .cluster.records import View
 from .cluster.store import Store
 from .local import Hypervisor
-from .planner import Level
+from .situation import Level
 
 Say = Callable[[Level, str], None]
 

@@ -22,8 +22,8 @@ from .cluster.schema import FencePhase
 from .cluster.store import Store
 from .ipmi import Bmc, Ipmi, Power
 from .liveness import Judgement, Liveness
-from .planner import Level
 from .recovery import Recoverer
+from .situation import Level
 
 IDLE_S = 1.0
 POLL_S = 1.0

@@ -16,7 +16,7 @@ from .cluster.store import Backend
 from .environment import Environment
 from .local import Guest, Status
 from .NodeInstance import NodeInstance
-from .planner import Level
+from .situation import Level
 from .view import ViewCache
 from .VMInstance import VMInstance
 

@@ -19,7 +19,7 @@ from .cluster.errors import Conflict, PVCError
 from .cluster.records import ANY, Change, Write
 from .cluster.schema import DaemonState
 from .cluster.store import Store
-from .planner import Level
+from .situation import Level
 from .standing import Answer, Standing, answer
 
 Stats = Mapping[str, str]

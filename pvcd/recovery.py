@@ -12,8 +12,8 @@ from .cluster.history import Entry, record
 from .cluster.records import Claim, ClaimRecord, DomainRecord, View
 from .cluster.schema import FencePhase
 from .cluster.store import Store
-from .planner import Level
 from .recovery_plan import Recovery, plan_recovery
+from .situation import Level
 
 EVERY_S = 5.0
 

@@ -56,7 +56,7 @@ def _step(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, plann
     if not isinstance(held, Claim) or not view.is_dead(held.node, held.inc):
         return None
     op = held.op
-    if op is not None and op.phase in (OpPhase.RUN, OpPhase.QUERY) and not view.is_dead(op.dest, op.dinc):
+    if op is not None and not view.has_no_copy(op):
         if op.phase is OpPhase.QUERY:
             return Recovery(record.uuid, held.node, (), f"waits for {op.dest} to say whether it has it", waits=True)
         changes = claims.ask(me, record.uuid, claim, claims.proof(held.node, view.fences[held.node]))

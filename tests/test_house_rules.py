@@ -19,7 +19,8 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 ONLY_IN = {"kazoo": {"pvcd/cluster/zk.py"}, "libvirt": {"pvcd/hypervisor.py"}, "psutil": {"pvcd/keepalive.py"},
            "subprocess": {"pvcd/ipmi.py"}, "lxml": {"client-cli/pvc/domainxml.py", "client-cli/pvc/validation.py"}}
 PURE = ["pvcd/cluster/schema.py", "pvcd/cluster/records.py", "pvcd/cluster/claims.py", "pvcd/cluster/fences.py", "pvcd/cluster/placement.py",
-        "pvcd/cluster/requests.py", "pvcd/cluster/definition.py", "pvcd/planner.py", "pvcd/cluster/flush.py", "pvcd/cluster/survival.py",
+        "pvcd/cluster/requests.py", "pvcd/cluster/definition.py", "pvcd/planner.py", "pvcd/handoff.py", "pvcd/situation.py", "pvcd/cluster/flush.py",
+        "pvcd/cluster/survival.py",
         "pvcd/attempts.py", "pvcd/local.py", "client-cli/pvc/health.py", "client-cli/pvc/monitoring.py",
         "pvcd/liveness.py", "pvcd/recovery_plan.py", "client-cli/pvc/formatters.py", "client-cli/pvc/rows.py", "client-cli/pvc/domainxml.py"]
 IMPURE = {"time", "os", "threading", "socket", "subprocess", "kazoo", "libvirt", "psutil"}
@@ -73,7 +74,8 @@ def test_the_client_knows_only_the_contract() -> None:
 
 
 def test_the_planner_reaches_no_store() -> None:
-    for path in ("pvcd/planner.py", "pvcd/cluster/flush.py", "pvcd/cluster/survival.py", "pvcd/liveness.py", "pvcd/recovery_plan.py"):
+    for path in ("pvcd/planner.py", "pvcd/handoff.py", "pvcd/situation.py", "pvcd/cluster/flush.py",
+        "pvcd/cluster/survival.py", "pvcd/liveness.py", "pvcd/recovery_plan.py"):
         if (ROOT / path).exists():
             assert not {found for found in imports(ROOT / path) if re.search(r"cluster\.(store|zk)", found)}, path
 

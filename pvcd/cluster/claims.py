@@ -99,16 +99,23 @@ def begin(me: Actor, record: DomainRecord, claim: ClaimRecord) -> tuple[Change, 
     return (me.mine, *as_read(record), _set(record.uuid, claim, _phase(claim, OpPhase.RUN)))
 
 
+def arriving(me: Actor, uuid: str, claim: ClaimRecord, alive: tuple[Change, ...]) -> tuple[Change, ...]:
+    """run, query → the same with `there`, by the source; `alive` checks that the destination still lives as it did when it said ready."""
+    held = _held(claim)
+    assert held.op is not None
+    return (me.mine, *alive, _set(uuid, claim, replace(held, op=replace(held.op, there=True))))
+
+
 def take(me: Actor, uuid: str, claim: ClaimRecord) -> tuple[Change, ...]:
-    """run, query → {me}: the destination runs the guest."""
+    """run, query → {me}: the destination runs the guest, in whichever of its lives it was asked."""
     return (me.mine, _set(uuid, claim, Claim(me.node, me.inc)))
 
 
-def hand_over(me: Actor, uuid: str, claim: ClaimRecord) -> tuple[Change, ...]:
-    """run → {dest}: the source's call succeeded."""
+def hand_over(me: Actor, uuid: str, claim: ClaimRecord, alive: tuple[Change, ...]) -> tuple[Change, ...]:
+    """run → {dest}: the source's call succeeded; `alive` checks that the destination lives as it did when it said ready."""
     op = _held(claim).op
     assert op is not None
-    return (me.mine, _set(uuid, claim, Claim(op.dest, op.dinc)))
+    return (me.mine, *alive, _set(uuid, claim, Claim(op.dest, op.dinc)))
 
 
 def ask(me: Actor, uuid: str, claim: ClaimRecord, proof: tuple[Change, ...] = ()) -> tuple[Change, ...]:

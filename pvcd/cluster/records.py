@@ -69,12 +69,17 @@ MISSING = Value()
 
 @dataclass(frozen=True)
 class Operation:
-    """A migration in flight, inside the claim of the VM that it moves."""
+    """A migration in flight, inside the claim of the VM that it moves.
+
+    `there`: the destination's QEMU was seen while the destination lived as `dinc`. Without that, the call may have reached (or may still
+    reach) a later boot of the same machine, and the death of `dinc` proves nothing about a copy there.
+    """
 
     id: str
     phase: OpPhase
     dest: str
     dinc: str
+    there: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Claim:
     op: Operation | None = None
 
     def encode(self) -> bytes:
-        op = self.op and {"id": self.op.id, "phase": self.op.phase.value, "dest": self.op.dest, "dinc": self.op.dinc}
+        op = self.op and {"id": self.op.id, "phase": self.op.phase.value, "dest": self.op.dest, "dinc": self.op.dinc, "there": self.op.there}
         return _dump({"v": 1, "node": self.node, "inc": self.inc, "op": op})
 
 
@@ -259,6 +264,14 @@ class View:
         fence = self.fence(name)
         return fence is not None and (fence.inc != inc or fence.phase is FencePhase.FENCED)
 
+    def has_no_copy(self, op: Operation) -> bool:
+        """Proved: the destination of `op` has no copy of the guest, in this life or a later one."""
+        if op.phase in (OpPhase.READY, OpPhase.NONE):
+            return True
+        fence = self.fence(op.dest)
+        removed = fence is not None and fence.phase is FencePhase.REMOVED
+        return removed or (op.there and self.is_dead(op.dest, op.dinc))
+
     def is_up(self, name: str) -> bool:
         fence = self.fence(name)
         return fence is not None and fence.phase is FencePhase.UP
@@ -307,7 +320,7 @@ def decode_claim(raw: bytes | None) -> Claim | Unknown | None:
     phase = schema.decode_word(OpPhase, op["phase"].encode("utf-8", "surrogatepass"))
     if not isinstance(phase, OpPhase):
         return Unknown(raw)
-    return Claim(value["node"], value["inc"], Operation(op["id"], phase, op["dest"], op["dinc"]))
+    return Claim(value["node"], value["inc"], Operation(op["id"], phase, op["dest"], op["dinc"], op.get("there") is True))
 
 
 def decode_fence(raw: bytes | None) -> Fence | Unknown | None:

@@ -21,9 +21,9 @@ from pvcd.fencing import Fencing
 from pvcd.instances import NODES, VIEW, Instances
 from pvcd.keepalive import Keepalive
 from pvcd.liveness import Liveness
-from pvcd.planner import Level
 from pvcd.reconciler import Reconciler
 from pvcd.registration import Refused, Registration, adoptable
+from pvcd.situation import Level
 from pvcd.standing import Standing
 from pvcd.view import ViewCache
 
@@ -116,7 +116,7 @@ class Cluster:
         if isinstance(new, Claim) and (new.node, new.inc) == (old.node, old.inc):
             return
         op = old.op
-        given = isinstance(new, Claim) and op is not None and (new.node, new.inc) == (op.dest, op.dinc) == (client, op.dinc)
+        given = isinstance(new, Claim) and op is not None and new.node == op.dest == client
         if not given and not self.is_dead(old.node, old.inc):
             raise Violation(f"I3: {client} takes the claim {path} of {old.node}, which is not proved dead")
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from pvcd.cluster import fences
 
-from .cluster import Cluster
-from .directed import VM, finishing, once, operator, rest, turns, world
+from .cluster import Cluster, Daemon
+from .directed import VM, declared_off, finishing, once, operator, order, rest, turns, until, world
 
 
 def restarting(cluster: Cluster, seconds: float, name: str) -> None:
@@ -111,6 +111,36 @@ def reply_lost_destination_cut() -> None:
     rest(cluster)
 
 
+def destination_reboots_before_the_call() -> None:
+    """The start mark is written and the call comes late (a busy worker, or a TCP connect that is repeated): meanwhile the destination has lost
+    power, was fenced and boots. The guest arrives in a life that nobody agreed with, and the reply is lost.
+    """
+    cluster = world()
+    late: list[str] = []
+
+    def interrupt(daemon: Daemon, what: str) -> None:
+        if daemon.host.name == "a" and what == "migrate" and not late:
+            late.append(what)
+            cluster.power_off("c")
+            cluster.hosts["c"].down_since = float("inf")
+            turns(cluster, 1.0, "b")
+            declared_off(cluster, "c")
+            cluster.power_on("c")
+            cluster.hosts["c"].down_since = float("inf")
+    cluster.interrupt = interrupt
+    order(cluster, hypervisor="c", state="migrate")
+    until(cluster, lambda: bool(cluster.fabric.jobs()), *cluster.names)
+    job = cluster.fabric.jobs()[0]
+    for _ in range(4):
+        if job.phase != "finish":
+            cluster.fabric.advance(job)
+    cluster.fabric.advance(job, lost=True, resumed=True)
+    turns(cluster, 45.0, "a", "b")
+    once(cluster, "c")
+    cluster.hosts["c"].down_since = 0.0
+    rest(cluster)
+
+
 SCHEDULES: tuple[Callable[[], None], ...] = (
     reply_lost_all_linked, reply_lost_source_cut, reply_lost_source_cut_and_its_daemon_dies, reply_lost_source_being_fenced,
-    reply_lost_source_being_fenced_and_its_daemon_dies, claim_moved_then_source_cut, reply_lost_destination_cut)
+    reply_lost_source_being_fenced_and_its_daemon_dies, claim_moved_then_source_cut, reply_lost_destination_cut, destination_reboots_before_the_call)

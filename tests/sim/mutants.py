@@ -15,7 +15,7 @@ from pvcd.cluster.records import ANY, Change, Check, Write
 from pvcd.cluster.store import Store
 from pvcd.ipmi import Power, Reading
 from pvcd.local import Status
-from pvcd.planner import Situation, Step, Verb
+from pvcd.situation import Situation, Step, Verb
 
 Mutation = Callable[[], Any]
 
@@ -122,6 +122,13 @@ def doubt_ends_with_the_process() -> Any:
     return mock.patch("pvcd.doubt.Doubt.pending", property(lambda _self: False))
 
 
+def no_later_life() -> Any:
+    """The death of the life that agreed is taken as a proof that the machine has no copy."""
+    def has_no_copy(view: records.View, op: records.Operation) -> bool:
+        return op.phase in (schema.OpPhase.READY, schema.OpPhase.NONE) or view.is_dead(op.dest, op.dinc)
+    return mock.patch.object(records.View, "has_no_copy", has_no_copy)
+
+
 def no_rollback() -> Any:
     """A migration that failed leaves its order standing."""
     return mock.patch.object(claims, "rolled_back", lambda _me, _record: ())
@@ -195,6 +202,6 @@ def flushed_too_early() -> Any:
 
 MUTANTS: tuple[Mutation, ...] = (
     no_mine, no_claim_version, no_gate, no_keepalive_in_commit, early_death, no_read_back, no_identity, no_query,
-    no_surrender, no_surrender_when_cut_off, doubt_ends_with_the_process, no_rollback, no_doubt, no_adoption, cold_rehoming,
+    no_surrender, no_surrender_when_cut_off, doubt_ends_with_the_process, no_later_life, no_rollback, no_doubt, no_adoption, cold_rehoming,
     no_objection, no_exit,
     no_brake, no_freshness, no_resumption, flushed_too_early)

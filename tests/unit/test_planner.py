@@ -28,7 +28,8 @@ from pvcd.cluster.records import (
 )
 from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
 from pvcd.local import COPY, Call, CallState, Local, Status
-from pvcd.planner import Attempts, Level, Situation, Step, Timers, Verb, plan_domain
+from pvcd.planner import plan_domain
+from pvcd.situation import Attempts, Level, Situation, Step, Timers, Verb
 
 UUID = "11111111-2222-4333-8444-555555555555"
 ME = Actor("a", "a1/0", 7)
@@ -44,9 +45,11 @@ HOLDERS = {
     "other": Claim("b", "b1/0"), "dead": Claim("b", "b0/0"),
     **{f"mine to b {p.value}": Claim("a", "a1/0", replace(DEST_B, phase=p)) for p in OpPhase},
     **{f"mine to dead b {p.value}": Claim("a", "a1/0", replace(DEST_B, phase=p, dinc="b0/0")) for p in OpPhase},
+    **{f"mine to dead b, there, {p.value}": Claim("a", "a1/0", replace(DEST_B, phase=p, dinc="b0/0", there=True)) for p in OpPhase},
     **{f"other to a {p.value}": Claim("b", "b1/0", replace(DEST_A, phase=p)) for p in OpPhase},
     **{f"dead to a {p.value}": Claim("b", "b0/0", replace(DEST_A, phase=p)) for p in OpPhase},
     **{f"dead to dead c {p.value}": Claim("b", "b0/0", replace(DEST_A, phase=p, dest="c", dinc="c0/0")) for p in OpPhase},
+    **{f"dead to dead c, there, {p.value}": Claim("b", "b0/0", replace(DEST_A, phase=p, dest="c", dinc="c0/0", there=True)) for p in OpPhase},
     **{f"other to old a {p.value}": Claim("b", "b1/0", replace(DEST_A, phase=p, dinc="a0/0")) for p in OpPhase},
 }
 CALLS = [None, Call("op1", CallState.ACTIVE), Call("op1", CallState.SUCCEEDED), Call("op1", CallState.FAILED, "no room"),
@@ -156,7 +159,8 @@ def test_unknown_words_start_stop_and_move_nothing(table: list[Row]) -> None:
 ALLOWED = {  # from what the claim is to what it may become, by whom: the table of claims, without what recovery does
     ("free", "mine"), ("other", "ready for me"), ("ready for me", "other"), ("run for me", "mine"), ("query for me", "mine"),
     ("query for me", "none for me"), ("mine ready", "mine"), ("mine ready", "mine run"), ("mine run", "handed over"),
-    ("mine run", "mine query"), ("mine query", "mine none"), ("mine run", "mine"), ("mine query", "mine"), ("mine none", "mine"),
+    ("mine run", "mine query"), ("mine run", "mine run"), ("mine query", "mine query"),
+    ("mine query", "mine none"), ("mine run", "mine"), ("mine query", "mine"), ("mine none", "mine"),
     ("mine", "free"), ("other", "free"), ("ready for me", "free"), ("none for me", "free"), ("gone", "free")}
 
 
@@ -166,7 +170,7 @@ def kind(claim: Claim | None) -> str:
     op = claim.op
     if ME.holds(claim):
         return "mine" if op is None else f"mine {op.phase.value}"
-    if op is not None and op.dest == ME.node and op.dinc == ME.inc:
+    if op is not None and op.dest == ME.node:
         return f"{op.phase.value} for me"
     return "other" if op is None else "gone"
 
@@ -250,8 +254,8 @@ def test_close_takes_the_order_back_and_keeps_a_true_home() -> None:
 
 
 def test_a_source_that_cannot_know_who_runs_the_guest_asks_and_then_gives_its_copy_up() -> None:
-    run = Claim("a", "a1/0", replace(DEST_B, phase=OpPhase.RUN))
-    query = Claim("a", "a1/0", replace(DEST_B, phase=OpPhase.QUERY))
+    run = Claim("a", "a1/0", replace(DEST_B, phase=OpPhase.RUN, there=True))
+    query = Claim("a", "a1/0", replace(DEST_B, phase=OpPhase.QUERY, there=True))
     paused = Local(Status.MIGRATING, True, Call("op1", CallState.ACTIVE))
     s = situation(run, VMState.MIGRATE, "b", Status.MIGRATING, local=paused)
     assert plan_domain(replace(s, timers=Timers(migrating_s=1))).changes == ()
@@ -268,7 +272,9 @@ def test_a_dead_home_is_recovered_here_only_with_proof_of_every_possible_copy() 
         assert bool(step.changes) is recovered
         if recovered:
             assert Check(schema.fence("b"), 7) in step.changes
-    both_dead = Claim("b", "b0/0", Operation("op1", OpPhase.RUN, "c", "c0/0"))
+    later_life = Claim("b", "b0/0", Operation("op1", OpPhase.RUN, "c", "c0/0"))
+    assert plan_domain(situation(later_life, VMState.START, "a", Status.ABSENT)).changes == ()
+    both_dead = Claim("b", "b0/0", Operation("op1", OpPhase.RUN, "c", "c0/0", there=True))
     changes = plan_domain(situation(both_dead, VMState.START, "a", Status.ABSENT)).changes
     assert Check(schema.fence("b"), 7) in changes and Check(schema.fence("c"), 7) in changes
 
@@ -276,8 +282,40 @@ def test_a_dead_home_is_recovered_here_only_with_proof_of_every_possible_copy() 
 @pytest.mark.parametrize("moved, aborted", [(0, False), (20 * 2**30, False), (20 * 2**30 + 1, True)])
 def test_a_migration_that_does_not_converge_is_aborted(moved: int, aborted: bool) -> None:
     """Faults, row 79: it moves bytes all the time, so it is the passes over the memory that count."""
-    s = situation(HOLDERS["mine to b run"], VMState.MIGRATE, "b", Status.RUNNING,
+    s = situation(Claim("a", "a1/0", replace(DEST_B, phase=OpPhase.RUN, there=True)), VMState.MIGRATE, "b", Status.RUNNING,
                   local=Local(Status.RUNNING, True, Call("op1", CallState.ACTIVE), moved=moved, size=2**30))
     step = plan_domain(s)
     assert (step.verb is Verb.ABORT) == aborted and step.row == 19
     assert plan_domain(replace(s, local=replace(s.local, size=0))).verb is Verb.NOTHING
+
+
+@pytest.mark.parametrize("phase", [OpPhase.RUN, OpPhase.QUERY])
+def test_the_destinations_copy_is_noted_while_it_lives_as_it_agreed(phase: OpPhase) -> None:
+    """Memory has moved, so its QEMU is there; after a death of the destination nothing like that can be said any more."""
+    moved = Local(Status.MIGRATING, True, Call("op1", CallState.ACTIVE), moved=1)
+    s = situation(Claim("a", "a1/0", replace(DEST_B, phase=phase)), VMState.MIGRATE, "b", Status.MIGRATING, local=moved)
+    step = plan_domain(s)
+    assert step.changes == claims.arriving(ME, UUID, s.claim, (Check(schema.fence("b"), 7),))
+    written = next(change for change in step.changes if isinstance(change, Write))
+    found = decode_claim(written.data)
+    assert isinstance(found, Claim) and found.op == replace(DEST_B, phase=phase, there=True)
+    dead = situation(Claim("a", "a1/0", replace(DEST_B, phase=phase, dinc="b0/0")), VMState.MIGRATE, "b", Status.MIGRATING, local=moved)
+    assert not any(isinstance(change, Write) for change in plan_domain(dead).changes)
+
+
+def test_a_later_life_of_the_destination_answers_for_what_arrived_in_it() -> None:
+    for phase in (OpPhase.RUN, OpPhase.QUERY):
+        s = situation(Claim("b", "b1/0", replace(DEST_A, phase=phase, dinc="a0/0")), VMState.MIGRATE, "a", Status.RUNNING)
+        assert plan_domain(s).changes == claims.take(ME, UUID, s.claim)
+    asked = situation(Claim("b", "b1/0", replace(DEST_A, phase=OpPhase.QUERY, dinc="a0/0")), VMState.MIGRATE, "a", Status.ABSENT)
+    assert plan_domain(asked).changes == claims.answer_none(ME, UUID, asked.claim)
+    late = situation(Claim("b", "b1/0", replace(DEST_A, phase=OpPhase.RUN, dinc="a0/0")), VMState.MIGRATE, "a", Status.MIGRATING)
+    assert plan_domain(late).verb is Verb.DESTROY
+
+
+def test_a_call_that_succeeded_gives_the_claim_only_to_the_life_that_agreed() -> None:
+    arrived = Local(Status.ABSENT, call=Call("op1", CallState.SUCCEEDED))
+    s = situation(Claim("a", "a1/0", replace(DEST_B, phase=OpPhase.RUN)), VMState.MIGRATE, "b", Status.ABSENT, local=arrived)
+    assert Check(schema.fence("b"), 7) in plan_domain(s).changes and plan_domain(s).row == 20
+    dead = situation(Claim("a", "a1/0", replace(DEST_B, phase=OpPhase.RUN, dinc="b0/0")), VMState.MIGRATE, "b", Status.ABSENT, local=arrived)
+    assert plan_domain(dead).changes == claims.ask(ME, UUID, dead.claim)

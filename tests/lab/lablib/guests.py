@@ -29,7 +29,9 @@ if ! grep -q ignore-acpi /proc/cmdline; then
     insmod /button.ko; insmod /evdev.ko
     acpid -c /etc/acpi -l /dev/null
 fi
-for module in /virtio*.ko; do insmod "$module" 2>/dev/null; done
+for again in 1 2 3; do  # which of them needs which differs between kernels
+    for module in /virtio*.ko; do insmod "$module" 2>/dev/null; done
+done
 read -r boot </proc/sys/kernel/random/uuid
 boot=${{boot%%-*}}
 n=0

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""What a decision about one VM is taken on, and what it is: the planner's input and output, as values."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from .cluster import claims, schema
+from .cluster.claims import Actor
+from .cluster.records import Change, Check, ClaimRecord, DomainRecord, View
+from .cluster.schema import VMState
+from .local import COPY, Local
+
+MAX_ERRORS = 3
+MAX_RESTARTS = 3
+
+
+class Verb(str, Enum):
+    """The effect of a step, after its changes were applied (a gate when they are only checks)."""
+
+    NOTHING = "nothing"
+    CREATE = "create"
+    SHUT_DOWN = "shut down"
+    DESTROY = "destroy"
+    RESUME = "resume"
+    MIGRATE = "migrate"
+    ABORT = "abort"
+
+
+class Level(str, Enum):
+    """How loudly a step's reason is told; QUIET steps are not told again while they stay the same."""
+
+    QUIET = "quiet"
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a plan returns. `again_s`: look again after so long even if nothing is heard."""
+
+    row: int
+    reason: str
+    verb: Verb = Verb.NOTHING
+    changes: tuple[Change, ...] = ()
+    level: Level = Level.INFO
+    again_s: float | None = None
+    failed: str | None = None
+    """Set when the step writes `failed`: the reason to keep."""
+
+
+@dataclass(frozen=True)
+class Timers:
+    """How long, on this process's boot-time clock, something has been seen; None = it is not so now. Seconds."""
+
+    tick_s: float = 5.0
+    shutdown_timeout_s: float = 30.0
+    migrating_s: float | None = None
+    """paused by a migration"""
+    ordered_s: float | None = None
+    """the present order to go elsewhere stands and no operation follows"""
+    stalled_s: float | None = None
+    """the migration call has moved no byte"""
+    unclaimed_s: float | None = None
+    """it is wanted here and nobody holds it"""
+    shutdown_s: float | None = None
+    """since the guest was first asked to power off"""
+    resume_s: float | None = None
+    """since the last try to resume after an I/O error"""
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Starts that went wrong in the last ten minutes."""
+
+    errors: int = 0
+    deaths: int = 0
+    permanent: bool = False
+    reason: str = ""
+    wait_s: float = 0.0
+    """back-off that is left"""
+    doubt: bool = False
+    """a create call ended without an answer: absence is not believed yet"""
+
+    @property
+    def exhausted(self) -> bool:
+        return self.permanent or self.errors >= MAX_ERRORS or self.deaths > MAX_RESTARTS
+
+
+@dataclass(frozen=True)
+class Situation:
+    """Everything one decision about one VM is taken on."""
+
+    me: Actor
+    record: DomainRecord
+    claim: ClaimRecord
+    local: Local
+    view: View
+    timers: Timers = Timers()
+    attempts: Attempts = Attempts()
+    unfit: str | None = None
+    """why this node cannot take the VM in a migration (only looked at when it is ordered here)"""
+    op_id: str = ""
+    """identifier for a new operation"""
+
+    @property
+    def state(self) -> VMState | None:
+        """The word, if it is known: unknown and missing words match no row."""
+        return self.record.state if isinstance(self.record.state, VMState) else None
+
+    @property
+    def home(self) -> str | None:
+        """`hypervisor`, if it is readable."""
+        found = self.record.hypervisor
+        return found if isinstance(found, str) else None
+
+    @property
+    def homed_here(self) -> bool:
+        return self.home == self.me.node
+
+    @property
+    def homed_elsewhere(self) -> bool:
+        return self.home not in (None, "", self.me.node)
+
+    @property
+    def copy(self) -> bool:
+        return self.local.status in COPY
+
+    @property
+    def gate(self) -> tuple[Change, ...]:
+        return claims.holding(self.me, self.record.uuid, self.claim, self.record)
+
+    @property
+    def claim_gate(self) -> tuple[Change, ...]:
+        """The gate of what follows from the claim alone, whatever the words say."""
+        return (self.me.mine, Check(schema.claim(self.record.uuid), self.claim.version))

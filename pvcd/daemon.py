@@ -166,7 +166,7 @@ class Daemon:
         except HypervisorUnknown as error:
             raise Refused(f"libvirt does not answer at {self.hypervisor.uri}: {error}. Enable it: set auth_tcp = \"none\" in "
                           "/etc/libvirt/libvirtd.conf, then systemctl enable --now libvirtd-tcp.socket") from error
-        self.doubt.look(self.clock(), None)
+        self.doubt.look(self.clock(), False, None)
         self._spawn("doubt", self._watch_doubt)
         try:
             self.zk.start(PREFLIGHT_S)
@@ -281,7 +281,8 @@ class Daemon:
     def _watch_doubt(self) -> None:
         """Doubt thread: once a second, whatever else stands still."""
         while not self._closed.wait(1.0):
-            self.doubt.look(self.clock(), self._last_acknowledged)
+            linked = self.zk.connected and self.standing.actor() is not None
+            self.doubt.look(self.clock(), linked, self._last_acknowledged)
 
     def outlast_doubt(self) -> None:
         """A start that failed ends only when no copy is in doubt: each new process would count its patience from the beginning."""

@@ -27,14 +27,13 @@ class Doubt:
         """There is such a copy: a process that ends now would lose count of how long it has been paused."""
         return bool(self._since)
 
-    def look(self, now: float, acknowledged: float | None) -> None:
-        """Destroy what has been in doubt for two ticks, unless this node's keepalives are `acknowledged`: then the planner sees to it.
-
-        Both on the boot-time clock, seconds. Never raises.
+    def look(self, now: float, linked: bool, acknowledged: float | None) -> None:
+        """Destroy what has been in doubt for two ticks, unless this node is `linked` and its keepalives are `acknowledged`: then it can
+        ask, and the planner sees to it. Times are of the boot-time clock, seconds. Never raises.
         """
         try:
             self._since = {uuid: self._since.get(uuid, now) for uuid in self._hypervisor.in_doubt()}
-            if acknowledged is not None and now - acknowledged < self._patience_s:
+            if linked and acknowledged is not None and now - acknowledged < self._patience_s:
                 return
             for uuid, since in self._since.items():
                 if now - since >= self._patience_s:

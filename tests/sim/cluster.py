@@ -360,7 +360,8 @@ class Daemon:
     def _watch_doubt(self) -> None:
         if self.cluster.now >= self.due["doubt"]:
             self.due["doubt"] = self.cluster.now + 1.0
-            self._on_thread("doubt", lambda: self.doubt.look(self.cluster.now, self.acknowledged))
+            linked = self.host.zk.connected and self.standing.actor() is not None
+            self._on_thread("doubt", lambda: self.doubt.look(self.cluster.now, linked, self.acknowledged))
 
     def _turn(self, most: int) -> None:
         now = self.cluster.now

@@ -29,6 +29,7 @@ VMS = ("aaaa0000-0000-4000-8000-000000000001", "bbbb0000-0000-4000-8000-00000000
 STEPS = 700
 HEAL_S = 900.0
 SHOWN = 60
+RESTART_S = 5.0
 HELD_S = 5.0
 """A source in doubt is woken by libvirt 30 s after its pause, and two ticks, a restart of pvcd and this long for the destroy fit in. A
 daemon that is frozen for longer in that very moment is outside the promises, as a libvirtd that hangs is."""
@@ -117,7 +118,7 @@ class Schedule:
         """systemd starts pvcd again; some hosts come back by themselves."""
         for host in self.world.hosts.values():
             down_s = self.world.now - host.down_since
-            if host.power and host.daemon is None and down_s > 1.0 and self.dice.random() < 0.5:
+            if host.power and host.daemon is None and down_s > 1.0 and (self.dice.random() < 0.5 or down_s > RESTART_S):
                 self.world.start_daemon(host.name)
 
     # ----------------------------------------------------------------------------------------------------------- faults

@@ -69,8 +69,9 @@ class VMInstance:
         try:
             return self._act(step, new)
         except Conflict as lost:
-            # Our own fence was moved: the keepalive thread answers that within a moment; everything else is looked at again now.
-            return 1.0 if lost.path == schema.fence(actor.node) else SOON_S
+            # A fence was moved, our own or another's: the keepalive thread answers that, or the view hears of it, within a moment.
+            # Everything else is read at each visit, and looked at again now.
+            return 1.0 if lost.path.startswith(schema.FENCES) else SOON_S
         except (Unreachable, OutcomeUnknown):
             return 1.0
 

@@ -179,6 +179,28 @@ def test_five_minutes_cut_off_without_a_proof(lab: Lab, recorder: Recorder, firs
 
 
 @pytest.mark.long
+def test_a_daemon_that_cannot_start_any_more(quick: Lab, recorder: Recorder) -> None:
+    """A broken upgrade: the journal says why, the node falls silent, is fenced, and its VM lives on elsewhere."""
+    started(quick, "broken1", "hv3")
+    lives, module = len(recorder.testimony("broken1").lives), "/usr/share/pvc/pvcd/planner.py"
+    quick.node("hv3").run("mv", module, f"{module}.kept")
+    try:
+        quick.node("hv3").run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", "pvcd.service")
+        wait_for("a fence is committed", lambda: phase(quick, "hv3") == "fencing", COMMITTED_S)
+        lives_again(quick, "broken1", lives + 1)
+        assert not recorder.testimony("broken1").doubles
+        wait_for("hv3 has power again", lambda: quick.node("hv3").pid, 60)
+        quick.await_services("hv3")
+        wait_for("the journal says why", lambda: "No module named 'pvcd.planner'" in quick.node("hv3").run(
+            "journalctl", "-u", "pvcd.service", "-o", "cat", "--no-pager").stdout, 30, 0.5)
+    finally:
+        quick.node("hv3").boot()
+        quick.await_services("hv3")
+        quick.node("hv3").run("mv", f"{module}.kept", module)
+    quick.node("hv3").run("sh", "-c", "journalctl --rotate && journalctl --vacuum-size=1")  # this traceback was meant to be there
+
+
+@pytest.mark.long
 def test_an_operators_hold_stops_the_fencing(quick: Lab) -> None:
     """`maintenance on`: a node that is off stays unfenced, and people see why; after `off` it is fenced by itself."""
     quick.pvc("maintenance", "on", "--for", "1h")

@@ -3,6 +3,7 @@
 """A guest keeps its life through whatever is done to pvcd on its node: before, during and after a migration."""
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from .cluster import Life, migrating, settles, slowed, started, where, word, words
+from .cluster import Life, migrating, phase, settles, slowed, started, where, word, words
 
 
 def kill(lab: Lab, node: str) -> None:
@@ -57,6 +58,22 @@ def test_during_a_migration(lab: Lab, recorder: Recorder, fault: Callable[[Lab, 
     fault(lab, victim)
     wait_for("the migration is over", lambda: len(where(lab, "keep2")) == 1, 60, 0.3)
     wait_for("the words say where it is", lambda: settled(lab, "keep2"), 30, 0.3)
+    life.goes_on()
+
+
+@pytest.mark.long
+def test_a_crash_loop_that_leaves_keepalives_gets_nobody_fenced(lab: Lab, recorder: Recorder) -> None:
+    """Killed every 4 s for a minute and a half: each start is a sign of life, and the guest is adopted each time."""
+    started(lab, "loop1", "hv1")
+    life = Life(lab, recorder, "loop1")
+    until = time.monotonic() + 90
+    while time.monotonic() < until:
+        kill(lab, "hv1")
+        time.sleep(4)
+        assert phase(lab, "hv1") in ("up", "")
+    wait_for("hv1 runs again", lambda: word(lab, "hv1", "daemonstate") == "run", 30)
+    life.goes_on()
+    lab.pvc("vm", "migrate", "loop1", "-t", "hv2", "--wait", timeout_s=60)
     life.goes_on()
 
 

@@ -125,7 +125,8 @@ def _refuse_used(cluster: Cluster, view: View, name: str, found: Fence) -> None:
     if node.daemonstate is not schema.DaemonState.STOP and not off:
         raise Refusal(f"Node {name} is not stopped:", f"its daemon is '{getattr(node.daemonstate, 'value', node.daemonstate)}'.",
                       f"On it: systemctl stop pvcd. If it is dead: pvc node fence {name}")
-    held = sorted(uuid for uuid, claim in cluster.store.claims().items() if isinstance(claim.value, Claim) and claim.value.node == name)
+    claims = {uuid: claim.value for uuid, claim in cluster.store.claims().items() if isinstance(claim.value, Claim)}
+    held = sorted(uuid for uuid, claim in claims.items() if claim.node == name or (claim.op is not None and claim.op.dest == name and not off))
     homed = sorted(uuid for uuid, record in cluster.store.domains().items() if record.hypervisor == name)
     if held or homed:
         raise Refusal(f"Node {name} still has VMs:", ", ".join(sorted({*held, *homed})) + ".", "Move them first: pvc vm move")

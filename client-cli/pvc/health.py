@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from pvcd.cluster.placement import WANTED
-from pvcd.cluster.records import Claim, ClaimRecord, DomainRecord, NodeRecord, View
-from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, Unknown, VMState
+from pvcd.cluster.records import Claim, ClaimRecord, DomainRecord, NodeRecord, Operation, View
+from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
 from pvcd.cluster.survival import stranded
 
 
@@ -118,8 +118,16 @@ def _vm(facts: Facts, record: DomainRecord) -> Iterable[Problem]:
     elif record.state in WANTED and holder is None and record.hypervisor:
         yield Problem(Level.CRITICAL, "not-running", name, f"is to run, and nobody has it yet (home {record.hypervisor})"
                       + (f": {reason}" if reason else ""), f"pvc vm info {name}; pvc history {name}")
+    elif (op := _doubtful(facts.claims.get(record.uuid))) is not None:
+        yield Problem(Level.WARNING, "in-doubt", name, f"a migration from {holder} to {op.dest} ended without a word, and {op.dest} is asked who has it",
+                      f"If it stays so: bring {op.dest} back; it answers when its pvcd runs.")
     elif facts.sizes.get(record.uuid) is None:
         yield Problem(Level.WARNING, "bad-definition", name, "its definition cannot be read: it cannot be started again", f"pvc vm dump {record.uuid}")
+
+
+def _doubtful(claim: ClaimRecord | None) -> Operation | None:
+    held = claim.value if claim is not None and isinstance(claim.value, Claim) else None
+    return held.op if held is not None and held.op is not None and held.op.phase is OpPhase.QUERY else None
 
 
 def _names(facts: Facts) -> Iterable[Problem]:

@@ -14,8 +14,8 @@ from pvc import health, servers
 from pvc.health import Facts, Level
 from pvcd.cluster import schema
 from pvcd.cluster.claims import Actor
-from pvcd.cluster.records import Claim, ClaimRecord, DomainRecord, Fence, FenceRecord, Hold, NodeRecord, View
-from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, Unknown, VMState
+from pvcd.cluster.records import Claim, ClaimRecord, DomainRecord, Fence, FenceRecord, Hold, NodeRecord, Operation, View
+from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
 from pvcd.cluster.survival import stranded
 from pvcd.recovery_plan import plan_recovery
 
@@ -66,6 +66,7 @@ def test_a_healthy_cluster_has_no_problems() -> None:
     (lambda f: replace(f, view=replace(f.view, hold=Hold(True, None, "me"))), "maintenance", Level.WARNING),
     (lambda f: replace(f, sizes={UUID: 5000}), "not-redundant", Level.WARNING),
     (lambda f: replace(f, sizes={UUID: None}), "bad-definition", Level.WARNING),
+    (lambda f: replace(f, claims={UUID: ClaimRecord(Claim("hv1", "hv1/0", Operation("1", OpPhase.QUERY, "hv2", "hv2/0")), 1)}), "in-doubt", Level.WARNING),
     (lambda f: with_node(f, node("hv2", daemonstate=DaemonState.DEAD), FencePhase.FENCING), "fencing", Level.CRITICAL),
     (lambda f: with_node(f, node("hv2", daemonstate=DaemonState.DEAD), FencePhase.FENCED), "fenced", Level.CRITICAL),
     (lambda f: with_node(f, node("hv2", daemonstate=DaemonState.DEAD)), "dead", Level.CRITICAL),

@@ -7,6 +7,7 @@ works on these values alone.
 """
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -95,6 +96,8 @@ class Claim:
         return _dump({"v": 1, "node": self.node, "inc": self.inc, "op": op})
 
 
+DECODED = 4096
+"""So many values of a kind are kept decoded: each visit reads claims and fences again, and they rarely change."""
 FREE = b""
 """Data of a claim that nobody holds."""
 
@@ -305,6 +308,7 @@ def _texts(value: Mapping[str, Any], *keys: str) -> bool:
     return all(isinstance(value.get(key), str) for key in keys)
 
 
+@functools.lru_cache(DECODED)
 def decode_claim(raw: bytes | None) -> Claim | Unknown | None:
     """None = free or absent."""
     if not raw:
@@ -323,6 +327,7 @@ def decode_claim(raw: bytes | None) -> Claim | Unknown | None:
     return Claim(value["node"], value["inc"], Operation(op["id"], phase, op["dest"], op["dinc"], op.get("there") is True))
 
 
+@functools.lru_cache(DECODED)
 def decode_fence(raw: bytes | None) -> Fence | Unknown | None:
     if raw is None:
         return None
@@ -347,6 +352,7 @@ def decode_hold(value: Value) -> Hold:
     return Hold(found["hold"], until if isinstance(until, str) else None, by if isinstance(by, str) else "", value.version)
 
 
+@functools.lru_cache(DECODED)
 def decode_timing(raw: bytes | None) -> Timing:
     """A node that does not say, or says nonsense, is judged by the defaults."""
     value = (_load(raw) if raw else None) or {}

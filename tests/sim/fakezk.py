@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from pvcd.cluster.errors import Conflict, OutcomeUnknown, Unreachable
 from pvcd.cluster.records import ANY, MISSING, Change, Check, Create, Value, Write
@@ -24,11 +25,32 @@ class Node:
     owner: str | None = None
 
 
+class Tree(dict[str, Node]):
+    """Path → node; `lists` keeps the lists of children until a path comes or goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lists: dict[str, list[str]] = {}
+
+    def __setitem__(self, path: str, node: Node) -> None:
+        if path not in self:
+            self.lists.clear()
+        super().__setitem__(path, node)
+
+    def __delitem__(self, path: str) -> None:
+        self.lists.clear()
+        super().__delitem__(path)
+
+    def pop(self, path: str, *default: Any) -> Any:
+        self.lists.clear()
+        return super().pop(path, *default)
+
+
 @dataclass
 class FakeServer:
     """The ensemble. `log` keeps who changed what, newest last."""
 
-    nodes: dict[str, Node] = field(default_factory=dict)
+    nodes: Tree = field(default_factory=Tree)
     zxid: int = 0
     pending: dict[tuple[str, str], None] = field(default_factory=dict)
     """watches that will ring: (client, path)"""
@@ -45,8 +67,11 @@ class FakeServer:
         return found.data.decode("utf-8", "replace") if found else None
 
     def children(self, path: str) -> list[str]:
-        prefix = path + "/"
-        return sorted({name[len(prefix):].split("/")[0] for name in self.nodes if name.startswith(prefix)})
+        found = self.nodes.lists.get(path)
+        if found is None:
+            prefix = path + "/"
+            found = self.nodes.lists[path] = sorted({name[len(prefix):].split("/")[0] for name in self.nodes if name.startswith(prefix)})
+        return list(found)
 
     def delete_tree(self, path: str) -> None:
         for name in [name for name in self.nodes if name == path or name.startswith(path + "/")]:

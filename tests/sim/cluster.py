@@ -370,6 +370,8 @@ class Daemon:
             self.due["keepalive"] = now + TICK_S
             self.keepalive.leave({"memfree": str(self.host.hypervisor.free_mib())})
             self._on_thread("keepalive", self.keepalive.round)
+            if self.host.daemon is not self:
+                raise Killed
             if self.host.hypervisor.answers:
                 self.instances.inventory_seen(self.host.hypervisor.inventory())
         if not self._running:

@@ -73,6 +73,7 @@ class Registration:
         start = decide(fence, self._boot)
         if start.rule == "R2":
             self._refuse_own_old_guests(start.inc)
+            self._destroy_strays()
         if start.destroy:
             self._destroy_all()
         self.restore({**values, "incarnation": start.inc})
@@ -122,6 +123,16 @@ class Registration:
             if isinstance(claim, Claim) and claim.node == self._node and claim.inc != inc:
                 raise Refused(f"{guest.name} runs here under a claim of an earlier boot of this node ({claim.inc}), which cannot be: "
                               f"this boot's identity ({inc}) is read wrongly. Nothing was touched.")
+
+    def _destroy_strays(self) -> None:
+        """A guest that another node holds and that is here already was migrated to the boot before this one: the call came late, and nobody
+        here has agreed. It goes before the fence moves, because from then on its source may take that life's death for a proof.
+        """
+        claims = self._store.claims()
+        for guest in self._hypervisor.inventory():
+            claim = claims[guest.uuid].value if guest.uuid in claims else None
+            if isinstance(claim, Claim) and claim.node != self._node:
+                self._hypervisor.destroy(guest.uuid)
 
     def _destroy_all(self) -> None:
         """Fenced, and alive after all: what runs here was, or will be, started elsewhere."""

@@ -135,3 +135,18 @@ def test_what_can_be_adopted() -> None:
     node.guest(None)
     node.hypervisor.create(XML.replace(UUID, "21111111-2222-4333-8444-555555555555").replace("web1", "foreign"))
     assert adoptable(node.store, node.hypervisor) == [UUID]
+
+
+def test_a_new_boot_drops_what_was_sent_to_the_boot_before() -> None:
+    """A migration call that came late: the guest is another node's until its claim says otherwise."""
+    node = Node()
+    node.start("b0")
+    node.guest(Claim("b", "b1/0"))
+    assert node.start("b1")[0].rule == "R2" and node.hypervisor.inventory() == ()
+
+
+def test_a_new_boot_keeps_what_nobody_holds() -> None:
+    node = Node()
+    node.start("b0")
+    node.guest(None)
+    assert node.start("b1")[0].rule == "R2" and len(node.hypervisor.inventory()) == 1

@@ -120,6 +120,7 @@ def test_the_janitor_dies_in_the_middle(quick: Lab, recorder: Recorder, moment: 
     print(moment, "killed:", janitor, "phase:", phase(quick, "hv3"), "claims:", [claimed_by(quick, vm) for vm in vms])
     for vm in vms:
         lives_again(quick, vm, lives[vm] + 1, 75)
+        wait_for(f"the recorder hears {vm}", lambda vm=vm: len(recorder.testimony(vm).lives) > lives[vm], 5)
     for vm in vms:
         assert not recorder.testimony(vm).doubles and len(recorder.testimony(vm).lives) == lives[vm] + 1
 

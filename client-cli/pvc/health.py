@@ -91,7 +91,7 @@ def _node(facts: Facts, node: NodeRecord) -> Iterable[Problem]:
         yield Problem(Level.WARNING, "bad-node", name, "its fence is missing or cannot be understood: it can neither run VMs nor be recovered",
                       "Start pvcd on it, and look at its journal.")
     elif fence.phase is FencePhase.FENCING:
-        yield Problem(Level.CRITICAL, "fencing", name, f"it is being fenced, and nothing proves yet that it is off: {held} VMs wait",
+        yield Problem(Level.CRITICAL, "fencing", name, f"fencing, not confirmed: nothing proves yet that it is off; {held} VMs wait",
                       f"Mend its BMC, or make sure that it is off and say so: pvc node confirm-off {name}")
     elif fence.phase is FencePhase.FENCED:
         yield Problem(Level.CRITICAL, "fenced", name, f"it was fenced ({fence.method or '?'}) and is not back", f"pvc history {name}")

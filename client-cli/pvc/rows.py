@@ -73,8 +73,8 @@ def node_row(node: NodeRecord, view: View, memory_mib: Mapping[str, int | None],
         "kernel": words[1] if len(words) > 1 else None, "running": list(running)}
 
 
-def vm_row(record: DomainRecord, claim: ClaimRecord, memory_mib: int | None, vcpus: int | None, reason: str = "") -> Row:
-    """One VM."""
+def vm_row(record: DomainRecord, claim: ClaimRecord, memory_mib: int | None, vcpus: int | None, reason: str = "", at: str = "") -> Row:
+    """One VM. `reason`: its last trouble, `at` that time."""
     last = record.lasthypervisor
     migrated = "" if last is None else "no" if last == "" else f"from {last}"
     held = claim.value if isinstance(claim.value, Claim) else None
@@ -84,7 +84,7 @@ def vm_row(record: DomainRecord, claim: ClaimRecord, memory_mib: int | None, vcp
         "hypervisor": word(record.hypervisor), "migrated": migrated or None,
         "lasthypervisor": word(last), "held_by": held.node if held else None,
         "operation": f"{held.op.phase.value} to {held.op.dest}" if held and held.op else None,
-        "reason": reason}
+        "reason": reason, "reason_at": at}
 
 
 def node_page(row: Row, long: bool, vms: list[str]) -> list[tuple[str, Any]]:
@@ -108,8 +108,10 @@ def vm_page(row: Row, details: Mapping[str, Any], long: bool) -> list[tuple[str,
         ("Memory (MiB)", row["memory_mib"]), ("vCPUs", row["vcpus"]), ("Topology (S/C/T)", details.get("topology", "")),
         ("", ""), ("State", row["state"]), ("Hypervisor", row["hypervisor"]), ("Last Hypervisor", row["lasthypervisor"]),
         ("Running on", row["held_by"] or ""), ("Migration", row["operation"] or "")]
-    if row["reason"]:
+    if row["reason"] and row["state"] == VMState.FAILED.value:
         pairs.append(("Reason", row["reason"]))
+    elif row["reason"]:  # it is over; kept because people ask for it
+        pairs.append(("Last Trouble", f"{row['reason']} ({row['reason_at'] or 'nobody knows when'})"))
     if long and details:
         pairs += [("", ""), ("Type", details["kind"]), ("Architecture", details["arch"]), ("Machine", details["machine"]),
                   ("Emulator", details["emulator"]), ("Features", " ".join(details["features"]))]

@@ -215,12 +215,13 @@ def info(context: click.Context, domain: str, long: bool, form: str) -> None:
         uuid = objects.find_vm(cluster.store, domain)
         record, claim = cluster.store.domain_and_claim(uuid)
         details: dict[str, Any] = {}
-        reason = str(cluster.store.meta(uuid).get("reason", ""))
+        meta = cluster.store.meta(uuid)
+        reason, at = (str(meta.get(key) or "") for key in ("reason", "at"))
         try:
             details = asdict(domainxml.details(cluster.store.xml(uuid).data or b""))
         except BadDefinition as error:
             reason = reason or str(error)
-        row = rows.vm_row(record, claim, details.get("memory_mib"), details.get("vcpus"), reason)
+        row = rows.vm_row(record, claim, details.get("memory_mib"), details.get("vcpus"), reason, at)
         options.print_page(context, form, {**details, **row}, rows.vm_page(row, details, long))
 
 
@@ -245,7 +246,7 @@ def list_(context: click.Context, hypervisor: str | None, form: str) -> None:
         for record in chosen:
             memory, vcpus = domainxml.size(values[schema.domain_key(record.uuid, "xml")].data)
             found.append(rows.vm_row(record, claims.get(record.uuid, ClaimRecord(None, -1)), memory, vcpus,
-                                     str(metas.get(record.uuid, {}).get("reason") or "")))
+                                     *(str(metas.get(record.uuid, {}).get(key) or "") for key in ("reason", "at"))))
         options.print_list(context, form, rows.VM_COLUMNS, sorted(found, key=lambda row: (row["name"], row["uuid"])))
 
 

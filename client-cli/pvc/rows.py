@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pvcd.cluster.records import Claim, ClaimRecord, DomainRecord, NodeRecord, View
-from pvcd.cluster.schema import DaemonState, Unknown
+from pvcd.cluster.schema import DaemonState, Unknown, VMState
 
 from .formatters import Column
 

@@ -196,6 +196,8 @@ def is_vm_name(text: str) -> bool:
 def printable(value: bytes | str) -> str:
     """Text that a terminal and a log line can show: control, bidirectional and undecodable characters escaped."""
     text = value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else value
+    if text.isprintable():
+        return text
     return "".join(
         c.encode("unicode_escape").decode("ascii") if unicodedata.category(c) in _HIDDEN else c for c in text)
 

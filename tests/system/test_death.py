@@ -252,6 +252,7 @@ def test_a_wrong_wall_clock_fences_nobody(lab: Lab, recorder: Recorder) -> None:
         time.sleep(45)
         assert all(row["fence"] == "up" and row["daemonstate"] == "run" for row in nodes(lab).values())
         life.goes_on()
-        assert "its clock and this one differ" in lab.pvc("verify", check=False).stdout
+        told = lab.pvc("verify", check=False).stdout
+        assert "its clock and this one differ" in told, told
     finally:
         lab.node("hv2").run("sh", "-c", f"rm -r {folder} && systemctl daemon-reload && systemctl restart pvcd.service", timeout_s=90)

@@ -84,9 +84,9 @@ def test_nobody_listens() -> None:
 
 def test_a_frozen_server(tmp_path: Path) -> None:
     found = ZooKeeperServer(tmp_path)
-    found.start()
-    found.freeze(True)
     try:
+        found.start()
+        found.freeze(True)
         assert "not reachable" in judged(found.hosts, "vm", "list", codes={5}).stderr
         assert "UNKNOWN" in judged(found.hosts, "check", codes={3}).stdout
     finally:
@@ -97,8 +97,8 @@ def test_a_frozen_server(tmp_path: Path) -> None:
 def test_a_server_without_a_quorum_is_no_server(tmp_path: Path, read_only: bool) -> None:
     """Also where ZooKeeper's read-only mode would let it answer: what it says may be old."""
     found = ZooKeeperServer(tmp_path, alone_of_three=True, read_only=read_only)
-    found.start()
     try:
+        found.start()
         assert "not reachable" in judged(found.hosts, "vm", "start", "web1", codes={5}).stderr
     finally:
         found.stop()

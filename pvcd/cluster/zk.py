@@ -25,6 +25,7 @@ from kazoo.exceptions import (
     RolledBackError,
     RuntimeInconsistency,
     SessionExpiredError,
+    UnimplementedError,
 )
 from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
 from kazoo.recipe.watchers import ChildrenWatch, DataWatch
@@ -32,12 +33,13 @@ from kazoo.retry import KazooRetry
 
 from . import schema
 from .errors import Conflict, OutcomeUnknown, TooLarge, Unreachable
+from .multiread import MultiRead
 from .records import MISSING, Change, Check, Create, Value, Write
 
 TRANSACTION_LIMIT = 900 * 1024
 POOL_THREADS = 4
 CONNECT_S = 1.0
-READS_AT_ONCE = 200
+READS_AT_ONCE, DEFINITIONS_AT_ONCE = 200, 50
 
 # kazoo logs every lost connection with a traceback; what matters of it reaches people through the state callback.
 _silent = logging.getLogger("pvcd.kazoo")
@@ -103,6 +105,7 @@ class ZooKeeper:
                                    read_only=False, logger=_silent)
         self._client.add_listener(self._state_changed)
         self._stopping = False
+        self._multi_read = True
         self._watched: dict[str, object] = {}
         self._created: dict[str, int] = {}
 
@@ -147,18 +150,38 @@ class ZooKeeper:
         return self.read_many([path])[path]
 
     def read_many(self, paths: Iterable[str]) -> dict[str, Value]:
-        """Many keys, pipelined on one connection: not a consistent snapshot. Raises Unreachable."""
-        wanted, found = list(dict.fromkeys(paths)), {}
-        for start in range(0, len(wanted), READS_AT_ONCE):
-            batch = wanted[start:start + READS_AT_ONCE]
-            deadline = time.monotonic() + self._call_timeout_s
-            pending = [(path, self._client.get_async(path)) for path in batch]
-            for path, result in pending:
-                try:
-                    data, stat = self._answer(result, deadline)
-                    found[path] = Value(data, stat.version)
-                except NoNodeError:
-                    found[path] = MISSING
+        """Many keys: not a consistent snapshot. Raises Unreachable."""
+        wanted, found = list(dict.fromkeys(paths)), dict[str, Value]()
+        most = DEFINITIONS_AT_ONCE if any(path.endswith("/xml") for path in wanted) else READS_AT_ONCE
+        for start in range(0, len(wanted), most):
+            batch = wanted[start:start + most]
+            many = self._multi_read and len(batch) > 1
+            found.update(zip(batch, self._read_as_one(batch) if many else self._read_each(batch)))
+        return found
+
+    def _read_as_one(self, batch: list[str]) -> list[Value]:
+        """In one request, where the server knows how."""
+        result = self._client.handler.async_result()
+        self._client._call(MultiRead([f"{self._client.chroot}{path}" for path in batch]), result)
+        try:
+            answers = self._answer(result, time.monotonic() + self._call_timeout_s)
+        except UnimplementedError:
+            self._multi_read = False
+            return self._read_each(batch)
+        other = next((answer for answer in answers if isinstance(answer, Exception) and not isinstance(answer, NoNodeError)), None)
+        if other is not None:
+            raise Unreachable(f"ZooKeeper does not answer ({type(other).__name__})")
+        return [MISSING if isinstance(answer, NoNodeError) else Value(answer[0], answer[1].version) for answer in answers]
+
+    def _read_each(self, batch: list[str]) -> list[Value]:
+        """Pipelined on the connection."""
+        deadline, found = time.monotonic() + self._call_timeout_s, []
+        for result in [self._client.get_async(path) for path in batch]:
+            try:
+                data, stat = self._answer(result, deadline)
+                found.append(Value(data, stat.version))
+            except NoNodeError:
+                found.append(MISSING)
         return found
 
     def children(self, path: str) -> list[str] | None:
@@ -175,7 +198,7 @@ class ZooKeeper:
     def _answer(self, result: Any, deadline: float) -> Any:
         try:
             found = result.get(timeout=max(0.001, deadline - time.monotonic()))
-        except NoNodeError:
+        except (NoNodeError, UnimplementedError):
             self._answered = time.monotonic()
             raise
         except (KazooTimeoutError, KazooException) as error:

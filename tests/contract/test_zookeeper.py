@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kazoo.exceptions import UnimplementedError
 from sim.fakezk import FakeServer, FakeZooKeeper
 
 from pvcd.cluster.errors import Conflict, OutcomeUnknown, TooLarge, Unreachable
@@ -61,6 +62,26 @@ def test_versions_and_existence(both: Any) -> None:
     both.commit([Write("/t/a", b"2", 0), Write("/t/a", b"3", ANY)])
     assert both.read("/t/a") == Value(b"3", 2)
     assert both.children("/t") == ["a", "b"]
+
+
+def test_many_keys_are_read_in_one_request_and_one_by_one_where_the_server_knows_no_better(real: ZooKeeper) -> None:
+    real.commit([Create(f"/t/{number:03}", f"value {number}".encode()) for number in range(450)])
+    real.commit([Write("/t/007", b"", 0), Write("/t/008", bytes(range(256)) * 15, ANY)])
+    paths = [f"/t/{number:03}" for number in range(460)]
+    as_one = real.read_many(paths)
+    assert real._multi_read and as_one["/t/007"] == Value(b"", 1) and as_one["/t/008"].data == bytes(range(256)) * 15
+    assert as_one["/t/449"] == Value(b"value 449", 0) and all(as_one[path] == MISSING for path in paths[450:])
+    real._multi_read = False
+    assert real.read_many(paths) == as_one
+
+
+def test_a_server_without_multi_read(real: ZooKeeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = real._client._call
+
+    def older(request: Any, result: Any) -> Any:
+        return result.set_exception(UnimplementedError()) if request.type == 22 else call(request, result)
+    monkeypatch.setattr(real._client, "_call", older)
+    assert real.read_many(["/t", "/t/none"]) == {"/t": Value(b"", 0), "/t/none": MISSING} and not real._multi_read
 
 
 @pytest.mark.parametrize(("changes", "path"), [

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +16,7 @@ import click
 
 from pvcd.cluster import errors
 
-from . import cluster, fence, node, status, vm
+from . import cluster, fence, interrupt, node, status, vm
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
@@ -57,16 +56,16 @@ _CODES: tuple[tuple[type[Exception], int], ...] = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Never a traceback for what an operator can do something about."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt.install()
     try:
         code = cli.main(args=list(arguments) if arguments is not None else None, prog_name="pvc", standalone_mode=False)
         return code if isinstance(code, int) else 0  # Click hands back the code that a command exits with
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted. What was ordered stays ordered; the cluster goes on with it.", err=True)
-        return 130
+    except (click.Abort, KeyboardInterrupt):  # the end of the input at a prompt
+        click.echo(interrupt.FAREWELL, err=True)
+        return interrupt.STATUS
     except errors.PVCError as error:
         click.echo(f"Error: {_told(error)}", err=True)
         return next(code for kind, code in _CODES if isinstance(error, kind))

@@ -13,7 +13,7 @@ import click
 
 from pvcd.cluster.errors import PVCError, Refusal
 
-from . import completion, options
+from . import completion, interrupt, options
 
 if TYPE_CHECKING:
     from .connection import Cluster
@@ -38,11 +38,13 @@ def modify(context: click.Context, domain: str, config: BinaryIO | None, yes: bo
         if after == before:
             click.echo("The definition is as it was.")
             return
+        def kept() -> str:
+            return f"Your text is kept in {_kept(after)}; go on with: pvc vm modify {domain} FILE" if config is None else ""
         try:
-            _write(cluster, uuid, before, after, old.version, yes, no_validate)
-        except (PVCError, click.Abort, KeyboardInterrupt):
-            if config is None:
-                click.echo(f"Your text is kept in {_kept(after)}; go on with: pvc vm modify {domain} FILE", err=True)
+            with interrupt.saying(kept):
+                _write(cluster, uuid, before, after, old.version, yes, no_validate)
+        except (PVCError, click.Abort):
+            click.echo(kept(), err=True, nl=config is None)
             raise
 
 
@@ -51,7 +53,8 @@ def _edited(before: bytes) -> bytes:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise Refusal("There is no terminal to edit on.", "", "Give the new definition as a file, or - for standard input.")
     try:
-        text = click.edit(before.decode("utf-8"), extension=".xml", require_save=False)
+        with interrupt.ignored():
+            text = click.edit(before.decode("utf-8"), extension=".xml", require_save=False)
     except UnicodeDecodeError as error:
         raise Refusal("The definition is not UTF-8:", f"{error}.", "Give the new definition as a file.") from error
     return (text if text is not None else before.decode("utf-8")).encode()

@@ -16,6 +16,7 @@ from pvcd.cluster.errors import Failed, TimedOut
 from pvcd.cluster.records import Claim
 from pvcd.cluster.schema import DomainState, OpPhase, VMState
 
+from . import interrupt
 from .connection import Cluster
 
 LOOK_S = 1.0
@@ -36,12 +37,8 @@ Look = Callable[[], State]
 
 def wait(cluster: Cluster, look: Look, timeout_s: float, paths: Iterable[str], back: str = "") -> None:
     """Look again after each change of one of `paths`, and every second. Raises Failed or TimedOut. `back`: the command that takes it back."""
-    try:
+    with interrupt.saying(lambda: f"To take it back: {back}" if back else ""):
         _wait(cluster, look, timeout_s, paths)
-    except KeyboardInterrupt:
-        if back:
-            click.echo(f"\nTo take it back: {back}", err=True)
-        raise
 
 
 def _wait(cluster: Cluster, look: Look, timeout_s: float, paths: Iterable[str]) -> None:

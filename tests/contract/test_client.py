@@ -198,7 +198,10 @@ def test_ctrl_c_at_any_moment_leaves_all_or_nothing(server: ZooKeeperServer, key
     before = (keys.text(schema.domain_key(UUID, "state")), keys.text(schema.domain_key(UUID, "hypervisor")))
     code, err = interrupted(server.hosts, "vm", "move", "web1", "-t", "hv2", delay_s=tenths * 0.05)
     after = (keys.text(schema.domain_key(UUID, "state")), keys.text(schema.domain_key(UUID, "hypervisor")))
-    assert code in (0, 130, -signal.SIGINT) and "Traceback" not in err, (code, err)
+    if "Traceback" in err:  # Python itself was still loading: none of our files is in it
+        assert "client-cli" not in err and "pvcd" not in err and after == before, err
+        return
+    assert code in (0, 130, -signal.SIGINT), (code, err)
     assert after in (before, ("stop", "hv2")) and (code != 0 or after == ("stop", "hv2"))
     assert judged(server.hosts, "vm", "move", "web1", "-t", "hv3", codes={0}).returncode == 0
 

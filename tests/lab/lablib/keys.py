@@ -29,7 +29,8 @@ class Keys:
         """The client; a new one if the cluster that the last one knew has ended its session."""
         if self._client is None or self._client.client_state == "CLOSED":
             self.close()
-            self._client = KazooClient(self._hosts)
+            # kazoo's own back-off doubles up to an hour: after an outage of 70 s it would look away for longer than a test waits.
+            self._client = KazooClient(self._hosts, connection_retry={"max_tries": -1, "max_delay": 1})
             self._client.start(ANSWER_S)
         return self._client
 

@@ -41,15 +41,16 @@ def keys(server: ZooKeeperServer) -> Iterator[Keys]:
 class Terminal:
     """A shell in tmux, with `pvc` as its users have it."""
 
-    def __init__(self, hosts: str, folder: Path) -> None:
+    def __init__(self, hosts: str, folder: Path, *shell: str) -> None:
         self._socket = str(folder / "tmux")
         (folder / "pvc").write_text(f"#!/bin/sh\nexec {PYTHON} {CLIENT} \"$@\"\n")
         (folder / "pvc").chmod(0o755)
-        environ = {**environment(), "PATH": f"{folder}:{environment()['PATH']}", "PVC_ZOOKEEPER": hosts, "PS1": "$ ", "HISTFILE": "/dev/null"}
+        environ = {**environment(), "PATH": f"{folder}:{environment()['PATH']}", "PVC_ZOOKEEPER": hosts, "PS1": "$ ", "HISTFILE": "/dev/null",
+                   "HOME": str(folder)}
         environ.pop("NO_COLOR", None)
-        subprocess.run(["tmux", "-S", self._socket, "-f", "/dev/null", "new-session", "-d", "-x", "150", "-y", "40", "bash", "--norc", "--noprofile"],
-                       check=True, env=environ)
-        self.shows("$")
+        program = shell or ("bash", "--norc", "--noprofile")
+        subprocess.run(["tmux", "-S", self._socket, "-f", "/dev/null", "new-session", "-d", "-x", "150", "-y", "40", *program], check=True, env=environ)
+        self.shows("" if shell else "$")
 
     def types(self, *keys: str) -> None:
         """tmux's names of keys, or text."""
@@ -132,6 +133,26 @@ def test_tab_completes_live_names(terminal: Terminal, keys: Keys) -> None:
     terminal.types("C-u", "pvc node flush hv", "Tab", "Tab")
     shown = terminal.shows("hv3")
     assert "hv1" in shown and "hv2" in shown
+
+
+SHELLS = {"zsh": (("zsh", "-f"), 'PS1="$ "; autoload -U compinit; compinit -u; eval "$(_PVC_COMPLETE=zsh_source pvc)"'),
+          "fish": (("fish", "--no-config"), "function fish_prompt; echo '$ '; end; _PVC_COMPLETE=fish_source pvc | source")}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_tab_in_other_shells(server: ZooKeeperServer, keys: Keys, tmp_path: Path, shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    command, setup = SHELLS[shell]
+    terminal = Terminal(server.hosts, tmp_path, *command)
+    try:
+        terminal.types(setup, "Enter")
+        terminal.types("clear; echo load\"\"ed", "Enter")
+        terminal.shows("loaded")
+        terminal.types("pvc vm start we", "Tab")
+        terminal.shows("pvc vm start web1")
+    finally:
+        terminal.close()
 
 
 def test_the_prompt_of_init_means_what_it_says(terminal: Terminal, keys: Keys) -> None:

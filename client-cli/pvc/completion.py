@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from . import connection
-
 if TYPE_CHECKING:
     from pvcd.cluster.store import Store
 
@@ -50,6 +48,8 @@ def _asked(context: click.Context, ask: Callable[[Store], list[str]]) -> list[st
 def _store(option: str | None) -> Iterator[Store]:
     from pvcd.cluster.store import Store
     from pvcd.cluster.zk import ZooKeeper
+
+    from . import connection
     zk = ZooKeeper(connection.place(option).hosts, connection.SESSION_S, BUDGET_S)
     try:
         zk.start(BUDGET_S)

@@ -3,10 +3,8 @@
 """`pvc vm modify`: a definition is edited, checked, shown as a difference, confirmed, and written with the version that was read."""
 from __future__ import annotations
 
-import difflib
 import os
 import sys
-import tempfile
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
@@ -61,6 +59,7 @@ def _edited(before: bytes) -> bytes:
 
 
 def _kept(text: bytes) -> str:
+    import tempfile
     handle, path = tempfile.mkstemp(prefix="pvc-modify-", suffix=".xml")
     with os.fdopen(handle, "wb") as file:
         file.write(text)
@@ -68,6 +67,8 @@ def _kept(text: bytes) -> str:
 
 
 def _write(cluster: Cluster, uuid: str, before: bytes, after: bytes, version: int, yes: bool, no_validate: bool) -> None:
+    import difflib
+
     from pvcd.cluster import definition, requests, schema
 
     from . import domainxml, objects

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,7 @@ def test_the_second_of_two_editors_is_told_and_keeps_the_text(pvc: Pvc, monkeypa
         pvc.put("xml", NEW.replace("<vcpu>4", "<vcpu>8"))  # somebody else is quicker
         return NEW.encode()
     monkeypatch.setattr(edit, "_edited", edited)
-    monkeypatch.setattr(edit.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code, _, err = pvc("vm", "modify", "web1", "-y")
     assert code == 4 and "changed meanwhile" in err and "Your text is kept in" in err
     assert [path.read_text() for path in tmp_path.iterdir()] == [NEW] and "<vcpu>8" in pvc("vm", "dump", "web1")[1]

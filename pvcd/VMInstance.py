@@ -191,7 +191,7 @@ class VMInstance:
         if new and acts:
             self._keep_reason(step)
         if step.row == 19 and self.local.size:
-            self._env.store.write_meta(self.uuid, {"moved_mib": self.local.moved >> 20, "size_mib": self.local.size >> 20})
+            self._keep_progress()
         if step.changes:
             self._env.store.apply(step.changes)
         if new and acts:
@@ -209,6 +209,11 @@ class VMInstance:
         """Before the words change: whoever waits for them reads the reason at once. It is only for people."""
         if step.failed is not None or step.level in (Level.WARNING, Level.CRITICAL):
             self._env.store.write_meta(self.uuid, {"reason": step.failed or step.reason, "at": self._env.utc()})
+
+    def _keep_progress(self) -> None:
+        claim = self.claim.value
+        assert isinstance(claim, Claim) and claim.op is not None
+        self._env.store.write_meta(self.uuid, {"op": claim.op.id, "moved_mib": self.local.moved >> 20, "size_mib": self.local.size >> 20})
 
     def _effect(self, verb: Verb) -> None:
         hypervisor, now = self._env.hypervisor, self._env.clock()

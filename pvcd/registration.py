@@ -73,6 +73,7 @@ class Registration:
         start = decide(fence, self._boot)
         if start.rule == "R2":
             self._refuse_own_old_guests(start.inc)
+        if start.rule != "R3":
             self._destroy_strays()
         if start.destroy:
             self._destroy_all()

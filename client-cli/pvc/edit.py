@@ -36,13 +36,15 @@ def modify(context: click.Context, domain: str, config: BinaryIO | None, yes: bo
         if after == before:
             click.echo("The definition is as it was.")
             return
+
         def kept() -> str:
             return f"Your text is kept in {_kept(after)}; go on with: pvc vm modify {domain} FILE" if config is None else ""
         try:
             with interrupt.saying(kept):
                 _write(cluster, uuid, before, after, old.version, yes, no_validate)
         except (PVCError, click.Abort):
-            click.echo(kept(), err=True, nl=config is None)
+            if config is None:
+                click.echo(kept(), err=True)
             raise
 
 

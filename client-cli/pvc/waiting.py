@@ -22,6 +22,7 @@ from .connection import Cluster
 LOOK_S = 1.0
 BAR = 20
 
+
 @dataclass(frozen=True)
 class State:
     """What happens now. `progress` is for a terminal, where one line is written again and again; a pipe gets a line per `text`."""
@@ -114,9 +115,11 @@ def for_stop(cluster: Cluster, uuid: str) -> Look:
 
 def _moved(cluster: Cluster, uuid: str, held: Claim | None) -> str:
     """How far a migration's memory is, as its source has said last."""
-    meta = cluster.store.meta(uuid) if held is not None and held.op is not None and held.op.phase is OpPhase.RUN else {}
+    if held is None or held.op is None or held.op.phase is not OpPhase.RUN:
+        return ""
+    meta = cluster.store.meta(uuid)
     moved, size = meta.get("moved_mib"), meta.get("size_mib")
-    if not isinstance(moved, int) or not isinstance(size, int) or size <= 0:
+    if meta.get("op") != held.op.id or not isinstance(moved, int) or not isinstance(size, int) or size <= 0:
         return ""
     return f": {min(100, 100 * moved // size)} % ({moved} of {size} MiB)"
 

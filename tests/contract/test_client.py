@@ -28,22 +28,6 @@ ORDERS = (("vm", "start", UUID), ("vm", "stop", UUID), ("vm", "restart", UUID), 
 GIVES_UP_S = 10.0
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZooKeeperServer]:
-    found = ZooKeeperServer(tmp_path_factory.mktemp("zookeeper"))
-    found.start()
-    yield found
-    found.stop()
-
-
-@pytest.fixture
-def keys(server: ZooKeeperServer) -> Iterator[Keys]:
-    found = Keys(server.hosts)
-    found.populate()
-    yield found
-    found.close()
-
-
 def judged(hosts: str, *words: str, codes: set[int], stdin: bytes = b"") -> subprocess.CompletedProcess[str]:
     """Run it: the exit code is one of these, there is no traceback, nothing that a terminal would obey, and it does not hang."""
     started = time.monotonic()
@@ -213,7 +197,7 @@ def test_a_pipe_gets_a_line_per_change_and_none_per_mebibyte(server: ZooKeeperSe
     assert process.stderr is not None
     said = [process.stderr.readline()]
     for moved in (128, 256):
-        keys.put(schema.vmmeta(UUID), f'{{"moved_mib": {moved}, "size_mib": 512}}')
+        keys.put(schema.vmmeta(UUID), f'{{"op": "op1", "moved_mib": {moved}, "size_mib": 512}}')
         keys.put(schema.claim(UUID), Claim("hv1", "hv1/0", Operation("op1", OpPhase.RUN, "hv2", "hv2/0")).encode())
         said += [process.stderr.readline()] if moved == 128 else []
     keys.runs("hv2")

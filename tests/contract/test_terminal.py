@@ -22,22 +22,6 @@ pytestmark = pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is no
 WAIT_S = 15.0
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZooKeeperServer]:
-    found = ZooKeeperServer(tmp_path_factory.mktemp("zookeeper"))
-    found.start()
-    yield found
-    found.stop()
-
-
-@pytest.fixture
-def keys(server: ZooKeeperServer) -> Iterator[Keys]:
-    found = Keys(server.hosts)
-    found.populate()
-    yield found
-    found.close()
-
-
 class Terminal:
     """A shell in tmux, with `pvc` as its users have it."""
 
@@ -92,10 +76,10 @@ def test_progress_is_one_line_that_is_written_again(terminal: Terminal, keys: Ke
     keys.runs("hv1")
     terminal.types("clear; pvc vm migrate web1 -t hv2 --wait; echo status $?", "Enter")
     terminal.shows("migrate on hv1")
-    keys.put(schema.vmmeta(UUID), '{"moved_mib": 128, "size_mib": 512}')
+    keys.put(schema.vmmeta(UUID), '{"op": "op1", "moved_mib": 128, "size_mib": 512}')
     keys.put(schema.claim(UUID), Claim("hv1", "hv1/0", Operation("op1", OpPhase.RUN, "hv2", "hv2/0")).encode())
     terminal.shows("web1: migrating from hv1 to hv2 (run): 25 % (128 of 512 MiB)")
-    keys.put(schema.vmmeta(UUID), '{"moved_mib": 384, "size_mib": 512}')
+    keys.put(schema.vmmeta(UUID), '{"op": "op1", "moved_mib": 384, "size_mib": 512}')
     terminal.shows("75 % (384 of 512 MiB)")
     keys.runs("hv2")
     shown = terminal.shows("status 0")

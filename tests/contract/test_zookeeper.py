@@ -21,14 +21,6 @@ from pvcd.cluster.zk import ZooKeeper
 from .servers import ZooKeeperServer
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ZooKeeperServer]:
-    found = ZooKeeperServer(tmp_path_factory.mktemp("zookeeper"))
-    found.start()
-    yield found
-    found.stop()
-
-
 @pytest.fixture
 def real(server: ZooKeeperServer) -> Iterator[ZooKeeper]:
     client = ZooKeeper(server.hosts, 4.0, 2.0)

@@ -48,10 +48,13 @@ def main() -> int:
             say(f"stopped: {error}")
         nemesis.tracebacks()
         sampler.stop()
-    if rounds:
-        for vm in VMS:
-            lab.pvc("vm", "undefine", "-y", vm, check=False)
-    return report(history, rounds, 6 * lab.settings.interval)
+    status = report(history, rounds, 6 * lab.settings.interval)
+    if status:
+        print("The VMs are left as they are, to be looked at.")
+        return status
+    for vm in VMS:
+        lab.pvc("vm", "undefine", "-y", vm, check=False)
+    return status
 
 
 def report(history: History, rounds: int, silence_s: float) -> int:

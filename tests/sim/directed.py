@@ -64,6 +64,11 @@ def until(cluster: Cluster, condition: Callable[[], bool], *names: str) -> None:
 def finishing(cluster: Cluster) -> Job:
     """A migration from a to c whose memory has moved: the source is paused, the destination about to be told."""
     order(cluster, hypervisor="c", state="migrate")
+    return copied(cluster)
+
+
+def copied(cluster: Cluster) -> Job:
+    """Wait for the one migration, and let its memory move."""
     until(cluster, lambda: bool(cluster.fabric.jobs()), *cluster.names)
     job = cluster.fabric.jobs()[0]
     for _ in range(4):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pvcd.cluster import fences
 
 from .cluster import Cluster, Daemon
-from .directed import VM, declared_off, finishing, once, operator, order, rest, turns, until, world
+from .directed import VM, copied, declared_off, finishing, once, operator, order, rest, turns, world
 
 
 def restarting(cluster: Cluster, seconds: float, name: str) -> None:
@@ -129,12 +129,7 @@ def destination_reboots_before_the_call() -> None:
             cluster.hosts["c"].down_since = float("inf")
     cluster.interrupt = interrupt
     order(cluster, hypervisor="c", state="migrate")
-    until(cluster, lambda: bool(cluster.fabric.jobs()), *cluster.names)
-    job = cluster.fabric.jobs()[0]
-    for _ in range(4):
-        if job.phase != "finish":
-            cluster.fabric.advance(job)
-    cluster.fabric.advance(job, lost=True, resumed=True)
+    cluster.fabric.advance(copied(cluster), lost=True, resumed=True)
     turns(cluster, 45.0, "a", "b")
     once(cluster, "c")
     cluster.hosts["c"].down_since = 0.0

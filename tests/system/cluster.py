@@ -119,6 +119,16 @@ def migrating(lab: Lab, vm: str, node: str) -> None:
              lambda: re.search(r"Data processed:\s+[1-9]", lab.node(node).run("virsh", "-q", "domjobinfo", vm, check=False).stdout), 20)
 
 
+def moving(lab: Lab, recorder: Recorder, vm: str) -> Life:
+    """A guest in the middle of a slow migration from hv1 to hv2."""
+    started(lab, vm, "hv1")
+    life = Life(lab, recorder, vm)
+    slowed(lab, vm, "hv1")
+    lab.pvc("vm", "migrate", vm, "-t", "hv2")
+    migrating(lab, vm, "hv1")
+    return life
+
+
 def timed(call: Any) -> float:
     started_at = time.monotonic()
     call()

@@ -12,7 +12,7 @@ from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from .cluster import Life, info, migrating, settles, slowed, started, where
+from .cluster import Life, info, moving, settles, started, where
 
 
 def stays(lab: Lab, vm: str, life: Life, reason: str, timeout_s: float = 60) -> None:
@@ -58,42 +58,26 @@ def test_the_destination_has_no_libvirt(lab: Lab, recorder: Recorder) -> None:
 
 
 def test_the_destination_dies_in_the_data_phase(lab: Lab, recorder: Recorder) -> None:
-    started(lab, "fail4", "hv1")
-    life = Life(lab, recorder, "fail4")
-    slowed(lab, "fail4", "hv1")
-    lab.pvc("vm", "migrate", "fail4", "-t", "hv2")
-    migrating(lab, "fail4", "hv1")
+    life = moving(lab, recorder, "fail4")
     lab.node("hv2").run("pkill", "-9", "-f", "guest=fail4")
     stays(lab, "fail4", life, "hv2")
 
 
 @pytest.mark.long
 def test_the_destinations_libvirtd_dies_in_the_data_phase(lab: Lab, recorder: Recorder) -> None:
-    started(lab, "fail5", "hv1")
-    life = Life(lab, recorder, "fail5")
-    slowed(lab, "fail5", "hv1")
-    lab.pvc("vm", "migrate", "fail5", "-t", "hv2")
-    migrating(lab, "fail5", "hv1")
+    life = moving(lab, recorder, "fail5")
     lab.node("hv2").run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", "libvirtd.service")
     stays(lab, "fail5", life, "hv2")
 
 
 def test_the_sources_libvirtd_dies_in_the_data_phase(lab: Lab, recorder: Recorder) -> None:
-    started(lab, "fail6", "hv1")
-    life = Life(lab, recorder, "fail6")
-    slowed(lab, "fail6", "hv1")
-    lab.pvc("vm", "migrate", "fail6", "-t", "hv2")
-    migrating(lab, "fail6", "hv1")
+    life = moving(lab, recorder, "fail6")
     lab.node("hv1").run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", "libvirtd.service")
     stays(lab, "fail6", life, "hv2")
 
 
 def test_an_operator_takes_a_migration_back(lab: Lab, recorder: Recorder) -> None:
-    started(lab, "fail7", "hv1")
-    life = Life(lab, recorder, "fail7")
-    slowed(lab, "fail7", "hv1")
-    lab.pvc("vm", "migrate", "fail7", "-t", "hv2")
-    migrating(lab, "fail7", "hv1")
+    life = moving(lab, recorder, "fail7")
     lab.pvc("vm", "migrate", "fail7", "--cancel")
     wait_for("hv2 has no half copy", lambda: where(lab, "fail7") == ["hv1"], 30, 0.3)
     settles(lab, "fail7", "start", "hv1", "")

@@ -12,7 +12,7 @@ from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from .cluster import Life, migrating, phase, settles, slowed, started, where, word, words
+from .cluster import Life, moving, phase, settles, started, where, word, words
 
 
 def kill(lab: Lab, node: str) -> None:
@@ -50,11 +50,7 @@ def test_before_and_after_a_migration(lab: Lab, recorder: Recorder, fault: Calla
 @pytest.mark.parametrize("victim", ["hv1", "hv2"])
 @pytest.mark.parametrize("fault", [kill, pytest.param(restart, marks=pytest.mark.long), upgrade])
 def test_during_a_migration(lab: Lab, recorder: Recorder, fault: Callable[[Lab, str], None], victim: str) -> None:
-    started(lab, "keep2", "hv1")
-    life = Life(lab, recorder, "keep2")
-    slowed(lab, "keep2", "hv1")
-    lab.pvc("vm", "migrate", "keep2", "-t", "hv2")
-    migrating(lab, "keep2", "hv1")
+    life = moving(lab, recorder, "keep2")
     fault(lab, victim)
     wait_for("the migration is over", lambda: len(where(lab, "keep2")) == 1, 60, 0.3)
     wait_for("the words say where it is", lambda: settled(lab, "keep2"), 30, 0.3)

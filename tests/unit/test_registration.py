@@ -150,3 +150,18 @@ def test_a_new_boot_keeps_what_nobody_holds() -> None:
     node.start("b0")
     node.guest(None)
     assert node.start("b1")[0].rule == "R2" and len(node.hypervisor.inventory()) == 1
+
+
+def test_a_removed_node_that_comes_back_drops_it_too() -> None:
+    node = Node()
+    node.start("b0")
+    node.guest(Claim("b", "b1/0"))
+    node.server.put(schema.fence("a"), Fence("b0/0", REMOVED).encode())
+    assert node.start("b1")[0].rule == "R6" and node.hypervisor.inventory() == ()
+
+
+def test_the_same_life_keeps_what_is_arriving() -> None:
+    node = Node()
+    node.start("b1")
+    node.guest(Claim("b", "b1/0"))
+    assert node.start("b1")[0].rule == "R3" and len(node.hypervisor.inventory()) == 1

@@ -71,7 +71,7 @@ OTHER_KEYS = (
     Key(CLAIMS + "/<uuid>", "empty = free, or JSON: node, incarnation, operation", "see the table of claims",
         "all: who may run the VM"),
     Key(FENCE_LOCK, "ephemeral: the janitor's name", "the janitor", "all; a convenience, never a proof"),
-    Key(VMMETA + "/<uuid>", "JSON: failure reason, attempts, last result", "the daemon that acts", "client: display only"),
+    Key(VMMETA + "/<uuid>", "JSON: the last trouble and when; how far a migration is", "the daemon that acts", "client: display only"),
     Key(HISTORY + "/<node or uuid>", "JSON lines, the last 200", "client and daemons", "client: display only"),
 )
 NODE_KEY_NAMES = tuple(key.name for key in NODE_KEYS)

@@ -3,7 +3,9 @@
 """The README is true where a machine can tell: the table of keys, the configuration, the commands it names."""
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 
 from key_table import table
@@ -12,7 +14,8 @@ from man_page import page
 from pvc.cli import cli
 from pvcd import config
 
-README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
 
 
 def test_the_table_of_keys_is_the_schema() -> None:
@@ -35,5 +38,13 @@ def test_every_command_it_names_exists() -> None:
 
 
 def test_the_man_page_is_the_client() -> None:
-    found = (Path(__file__).resolve().parents[2] / "debian/man/pvc.1").read_text()
+    found = (ROOT / "debian/man/pvc.1").read_text()
     assert page() == found, "make it anew: python3 tests/man_page.py >debian/man/pvc.1"
+
+
+def test_the_lab_begins_on_a_machine_with_nothing_but_python() -> None:
+    """It installs what is missing, so until then it may not need it: -S leaves Debian's Python packages out."""
+    done = subprocess.run(["/usr/bin/python3", "-S", str(ROOT / "tests/lab/pvclab"), "status"], capture_output=True, text=True, timeout=60,
+                          env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 0 or done.stderr.startswith("pvclab: ")

@@ -16,12 +16,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from . import files, guests, witness
 from .bmc import Bmc
 from .host import CHECKOUT, STATE, LabError, copy_checkout, install_missing, sh, wait_for
-from .keys import Keys
 from .machine import Machine
+
+if TYPE_CHECKING:
+    from .keys import Keys
 
 SUBNETS = range(200, 250)
 
@@ -89,6 +92,7 @@ class Lab:
     @cached_property
     def keys(self) -> Keys:
         """A look at the cluster's keys from this machine."""
+        from .keys import Keys  # kazoo is not on a fresh machine before up() has installed it
         return Keys(self.zookeeper)
 
     # -------------------------------------------------------------------------------------------------------------- up

@@ -14,7 +14,7 @@ from .cluster import schema
 from .cluster.claims import Actor
 from .cluster.records import ANY, Change, Create, View, Write
 from .cluster.store import Store
-from .ipmi import Bmc, Ipmi, Power
+from .ipmi import Bmc, Ipmi, Power, stranger
 from .situation import Level
 
 EVERY_S = 300.0
@@ -62,8 +62,7 @@ class BmcCheck:
             reading = self._ipmi.status(bmc)
             problem = reading.detail if reading.power is Power.UNKNOWN else ""
         if not problem and values["ipmiguid"]:
-            found = self._ipmi.guid(bmc)
-            problem = "" if found in (None, values["ipmiguid"]) else f"{bmc.host} belongs to another machine"
+            problem = stranger(bmc, values["ipmiguid"], self._ipmi.guid(bmc))
         if problem != self._told.get(name, ""):
             text = f"{name}: its BMC is broken: {problem}; it could not be fenced" if problem else f"{name}: its BMC answers again"
             self._say(Level.CRITICAL if problem else Level.INFO, text)

@@ -39,6 +39,7 @@ from .reconciler import Reconciler
 from .registration import Refused, Registration, Start, adoptable
 from .situation import Level
 from .standing import Standing
+from .supervisor import Supervisor
 from .view import ViewCache
 
 CONFIGURATION_ERROR, MAY_COME_LATER = 78, 1
@@ -119,7 +120,8 @@ class Daemon:
         self.keepalive = Keepalive(
             self.store, self.standing, config.keepalive_interval, self.clock, time.time, _say, self._acknowledged, self._exit,
             lambda: self.registration.restore(self.static), self.notifier.watchdog)
-        self._threads: list[threading.Thread] = []
+        self.supervisor = Supervisor()
+        self._zxids = zxid.Newest()
         self._closed = threading.Event()
         self.liveness = Liveness(self.node, config.keepalive_interval)
         self.fencing = Fencing(self.store, Ipmi(), self.liveness, self.node, self.env.actor, self.cache.current, _hold, _say, utc,
@@ -127,6 +129,7 @@ class Daemon:
         self.doubt = Doubt(self.hypervisor, config.keepalive_interval, _say)
         self.fence_wake = threading.Event()
         self._last_resync = 0.0
+        self._libvirt_trouble = ""
         self._last_acknowledged: float | None = None
 
     # -------------------------------------------------------------------------------------------------------- start
@@ -140,7 +143,7 @@ class Daemon:
         start = self._register()
         self._spawn("collector", self._collect)
         self.keepalive.thread.start()
-        self._threads.append(self.keepalive.thread)
+        self.supervisor.watch([self.keepalive.thread])
         self._write_state(DaemonState.INIT)
         if start.wait_s and self.flags.stop.wait(start.wait_s):
             return
@@ -152,7 +155,7 @@ class Daemon:
         self._write_state(DaemonState.RUN)
         self.cache.refresh()
         self.reconciler.start()
-        self._threads += self.reconciler.threads
+        self.supervisor.watch([*self.reconciler.threads, *self.hypervisor.threads, *self.zk.threads])
         self._spawn("timer", self._time)
         self._spawn("fence", self._fence)
         self.notifier.ready()
@@ -217,9 +220,9 @@ class Daemon:
             if self.flags.exit_reason:
                 _say(Level.CRITICAL, f"ends at once: {self.flags.exit_reason}")
                 os._exit(MAY_COME_LATER)  # no draining: no stale worker may act any more; systemd starts us again
-            dead = [thread.name for thread in self._threads if not thread.is_alive()]
-            if dead:
-                _say(Level.CRITICAL, f"ends: thread {', '.join(dead)} has died")
+            wrong = self.supervisor.look()
+            if wrong:
+                _say(Level.CRITICAL, f"ends: {wrong}")
                 os._exit(MAY_COME_LATER)
         self._stop()
         return 0
@@ -252,7 +255,7 @@ class Daemon:
     def _spawn(self, name: str, target: object) -> None:
         thread = threading.Thread(target=target, name=name, daemon=True)  # type: ignore[arg-type]
         thread.start()
-        self._threads.append(thread)
+        self.supervisor.watch([thread])
 
     def _collect(self) -> None:
         """Collector thread: leaves statistics ready for the keepalive, every tick and soon after each lifecycle event. When libvirt
@@ -266,8 +269,10 @@ class Daemon:
                 guests = self.hypervisor.inventory()
             except PVCError as error:
                 _say(Level.WARNING, f"libvirt gives no inventory: {error}")
+                self._libvirt_answers(schema.printable(str(error))[:200])
                 self.flags.stop.wait(self.config.keepalive_interval)
                 continue
+            self._libvirt_answers("")
             known = set(self.instances.domains)
             running = {guest.uuid for guest in guests if guest.uuid in known}
             self.keepalive.leave(measure(sorted(running), len(guests)))
@@ -278,9 +283,17 @@ class Daemon:
             self.flags.stop.wait(COLLECT_PAUSE_S)
             self.collect_wake.wait(self.config.keepalive_interval)
 
+    def _libvirt_answers(self, trouble: str) -> None:
+        """Peers send no VM to a host whose libvirt gives no answer."""
+        changed, self._libvirt_trouble = trouble != self._libvirt_trouble, trouble
+        self.keepalive.leave({"libvirtstate": trouble})
+        if changed:
+            self.keepalive.wake()
+
     def _watch_doubt(self) -> None:
         """Doubt thread: once a second, whatever else stands still."""
         while not self._closed.wait(1.0):
+            self.supervisor.beat("doubt")
             linked = self.zk.connected and self.standing.actor() is not None
             self.doubt.look(self.clock(), linked, self._last_acknowledged)
 
@@ -294,7 +307,10 @@ class Daemon:
         thread feeds `liveness`, and only the fence thread asks it.
         """
         while not self.flags.stop.wait(min(1.0, self.config.keepalive_interval / 4)):
+            self.supervisor.beat("timer")
             self.zk.ensure_alive()
+            if self._zxids.went_back(self.zk.last_zxid):
+                self._exit("ZooKeeper's data is older than what this process has seen")  # the next start looks closer, and says what to do
             now = self.clock()
             if now - self._last_resync >= RESYNC_S:
                 self._last_resync = now
@@ -318,6 +334,7 @@ class Daemon:
         while not self.flags.stop.is_set():
             self.fence_wake.wait(delay_s)
             self.fence_wake.clear()
+            self.supervisor.beat("fence")
             delay_s = self.fencing.visit(self.clock())
 
     # ------------------------------------------------------------------------------------- callbacks, on others' threads

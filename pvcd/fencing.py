@@ -20,8 +20,8 @@ from .cluster.history import Entry, record
 from .cluster.records import Claim, Create, Delete, Fence, FenceRecord, View
 from .cluster.schema import FencePhase
 from .cluster.store import Store
-from .ipmi import Bmc, Ipmi, Power
-from .liveness import Judgement, Liveness
+from .ipmi import Bmc, Ipmi, Power, stranger
+from .liveness import WARNING_TICKS, Judgement, Liveness
 from .recovery import Recoverer
 from .situation import Level
 
@@ -55,6 +55,7 @@ class Fencing:
         self._view, self._hold, self._say, self._utc, self._fence_action = view, hold, say, utc, fence_action
         self._targets: dict[str, _Target] = {}
         self._alarm = ""
+        self._silent: set[str] = set()
         self._life = life
         self._check = BmcCheck(store, ipmi, node, say, utc)
         self._recoverer = Recoverer(store, node, say, utc)
@@ -80,7 +81,9 @@ class Fencing:
     def _commit(self, actor: Actor, now: float) -> bool:
         """F1: whoever is fresh may commit; the transaction decides which of several does. True if we did."""
         view = self._view()
-        if self._told(self._liveness.judge(view, now, self._hold(view))).target is None:
+        found = self._liveness.judge(view, now, self._hold(view))
+        self._warn(found, view)
+        if found.target is None:
             return False
         view = self._store.view()  # the versions that the transaction checks are read afresh
         found = self._liveness.judge(view, now, self._hold(view))
@@ -90,11 +93,15 @@ class Fencing:
         self._tell(found.target, Level.CRITICAL, f"dead: silent for {found.silent_s:.1f} s; the fence is committed")
         return True
 
-    def _told(self, found: Judgement) -> Judgement:
+    def _warn(self, found: Judgement, view: View) -> None:
         if found.alarm and found.alarm != self._alarm:
             self._say(Level.CRITICAL, found.alarm)
         self._alarm = found.alarm
-        return found
+        for name in sorted(set(found.silent) - self._silent):
+            timing = view.nodes[name].timing
+            self._say(Level.WARNING, f"{name}: no keepalive for {WARNING_TICKS * timing.tick_s:g} s (it counts as dead after "
+                      f"{timing.fence_intervals * timing.tick_s:g} s)")
+        self._silent = set(found.silent)
 
     # ------------------------------------------------------------------------------------------------------- janitor
 
@@ -183,12 +190,7 @@ class Fencing:
     def _stranger(self, name: str, bmc: Bmc) -> str:
         """A controller that is another machine's must never be told anything."""
         recorded = self._store.node_values(name, ["ipmiguid"])["ipmiguid"]
-        if not recorded:
-            return ""
-        found = self._ipmi.guid(bmc)
-        if found is None:
-            return f"{bmc.host} does not answer, or does not say which machine it belongs to"
-        return "" if found == recorded else f"{bmc.host} belongs to another machine (GUID {found}, recorded {recorded})"
+        return stranger(bmc, recorded, self._ipmi.guid(bmc)) if recorded else ""
 
     def _bmc(self, name: str) -> Bmc:
         values = self._store.node_values(name, ["ipmihostname", "ipmiusername", "ipmipassword"])

@@ -80,6 +80,7 @@ class LibvirtHypervisor:
         self._broken, self._connected, self._stopping = threading.Event(), threading.Event(), False
         self._error = "not connected yet"
         self._workers = migration_workers
+        self.threads: list[threading.Thread] = []
 
     # ---------------------------------------------------------------------------------------------------- connections
 
@@ -102,9 +103,10 @@ class LibvirtHypervisor:
         for _ in range(self._workers):
             self._jobs.put(None)
 
-    @staticmethod
-    def _spawn(name: str, target: Callable[[], None]) -> None:
-        threading.Thread(target=target, name=name, daemon=True).start()
+    def _spawn(self, name: str, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=target, name=name, daemon=True)
+        thread.start()
+        self.threads.append(thread)
 
     def _run_events(self) -> None:
         while not self._stopping:

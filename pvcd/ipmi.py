@@ -124,6 +124,15 @@ class Ipmi:
         return process.returncode, out[:OUTPUT_LIMIT].decode("utf-8", "replace")
 
 
+def stranger(bmc: Bmc, recorded: str, found: str | None) -> str:
+    """Why the controller that gives the GUID `found` may not be told anything, or ''. `recorded`: the machine's, '' if it never gave one."""
+    if not recorded:
+        return ""
+    if found is None:
+        return f"{bmc.host} does not answer, or does not say which machine it belongs to"
+    return "" if found == recorded else f"{bmc.host} belongs to another machine (GUID {found}, recorded {recorded})"
+
+
 def _brief(out: str) -> str:
     lines = [line.strip() for line in out.splitlines() if line.strip()]
     return lines[-1][:200] if lines else "no answer"

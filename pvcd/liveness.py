@@ -81,8 +81,10 @@ class Liveness:
         counted = sorted(name for name, node in view.nodes.items() if node.daemonstate in _COUNTED and self._phase(view, name) in (
             FencePhase.UP, FencePhase.FENCING))
         silent = tuple(name for name in counted if self._is_silent(view, name, now, WARNING_TICKS))
+        if not self.is_fresh(now):
+            return Judgement(judged=tuple(counted))
         base = Judgement(judged=tuple(counted), silent=silent)
-        if hold or not self.is_fresh(now):
+        if hold:
             return base
         overdue = [name for name in counted if name != self._me and self._phase(view, name) is FencePhase.UP and name in self._seen
                    and self._is_silent(view, name, now, view.nodes[name].timing.fence_intervals)]

@@ -29,6 +29,19 @@ def refuse_older(directory: Path, last_zxid: int) -> None:
                     f"an older snapshot. Nothing is touched. When every VM runs where /claims says: rm {path}")
 
 
+class Newest:
+    """The newest transaction that this process has seen. kazoo forgets it when it closes, and is then let in by an older server."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def went_back(self, last_zxid: int) -> bool:
+        """0 (no answer yet on this connection) says nothing."""
+        older = 0 < last_zxid < self._seen
+        self._seen = max(self._seen, last_zxid)
+        return older
+
+
 def keep(directory: Path, last_zxid: int) -> None:
     """Write it down, whole or not at all. A full disk loses only this check."""
     path = directory / FILE

@@ -103,6 +103,9 @@ def _node(facts: Facts, node: NodeRecord) -> Iterable[Problem]:
         yield Problem(Level.WARNING, "bad-node", name, f"its state cannot be understood: {node.daemonstate}, {node.domainstate}", f"pvc node info {name}")
     elif node.domainstate is not DomainState.READY:
         yield Problem(Level.WARNING, "not-ready", name, f"it takes no VMs: {node.domainstate.value}", f"pvc node ready {name}")
+    if facts.view.is_running(name) and node.libvirtstate not in ("", None):
+        yield Problem(Level.CRITICAL, "libvirt", name, f"libvirt gives no answer there ({node.libvirtstate}): its {held} VMs run on, and cannot be "
+                      "started, stopped or moved", "On it: systemctl restart libvirtd")
     if facts.bmc.get(name, "").startswith("broken"):
         yield Problem(Level.WARNING, "bmc-broken", name, f"its BMC is {facts.bmc[name]}: it could not be fenced", "Check ipmi_* in its pvcd.conf.")
 

@@ -41,6 +41,8 @@ def unfit(view: View, name: str) -> str | None:
         return f"daemon is {_word(node.daemonstate)}"
     if node.domainstate is not DomainState.READY:
         return f"domain state is {_word(node.domainstate)}"
+    if node.libvirtstate not in ("", None):
+        return "its libvirt gives no answer"
     return None
 
 

@@ -218,6 +218,7 @@ class NodeRecord:
     incarnation: str | Unknown | None = None
     protocol: int | Unknown | None = None
     machineid: str | Unknown | None = None
+    libvirtstate: str | Unknown | None = None
     timing: Timing = Timing()
     versions: Mapping[str, int] = field(default_factory=dict)
 
@@ -240,12 +241,12 @@ class NodeRecord:
                    schema.decode_float(data("cpuload")), schema.decode_int(data("domainscount")),
                    schema.decode_uuids(data("runningdomains")), schema.decode_text(data("staticdata")),
                    schema.decode_text(data("incarnation")), schema.decode_int(data("protocol")),
-                   schema.decode_text(data("machineid")), decode_timing(data("timing")),
+                   schema.decode_text(data("machineid")), schema.decode_text(data("libvirtstate")), decode_timing(data("timing")),
                    {key: v.version for key, v in values.items() if v.data is not None})
 
 
 NODE_FIELDS = ("daemonstate", "domainstate", "keepalive", "memfree", "memused", "cpuload", "domainscount", "runningdomains",
-               "staticdata", "incarnation", "protocol", "machineid", "timing")
+               "staticdata", "incarnation", "protocol", "machineid", "libvirtstate", "timing")
 """The keys below `/nodes/<name>` that a NodeRecord is made of (IPMI keys are read only by who needs them)."""
 
 

@@ -13,6 +13,7 @@ import queue
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -55,8 +56,9 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
         super().__init__()
         self._socket: Any = None
         self._tasks: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = queue.SimpleQueue()
-        for number in range(POOL_THREADS):
-            threading.Thread(target=self._work, name=f"zookeeper-{number}", daemon=True).start()
+        self.workers = [threading.Thread(target=self._work, name=f"zookeeper-{number}", daemon=True) for number in range(POOL_THREADS)]
+        for worker in self.workers:
+            worker.start()
 
     def spawn(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if isinstance(getattr(func, "__self__", None), (DataWatch, ChildrenWatch)):
@@ -89,6 +91,8 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
             except KazooException:
                 # A watch that could not be read: kazoo reads it again at the next reconnection, and the resync looks anyway.
                 continue
+            except Exception:  # a callback's own fault must not end the watches that share this thread
+                traceback.print_exc()
 
 
 class ZooKeeper:
@@ -133,6 +137,11 @@ class ZooKeeper:
     @property
     def connected(self) -> bool:
         return bool(self._client.connected)
+
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """Those that run the watches, for ever."""
+        return self._handler.workers
 
     @property
     def last_zxid(self) -> int:

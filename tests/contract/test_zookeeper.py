@@ -16,7 +16,7 @@ from sim.fakezk import FakeServer, FakeZooKeeper
 
 from pvcd.cluster.errors import Conflict, OutcomeUnknown, TooLarge, Unreachable
 from pvcd.cluster.records import ANY, MISSING, Check, Create, Delete, Value, Write
-from pvcd.cluster.zk import ZooKeeper
+from pvcd.cluster.zk import POOL_THREADS, ZooKeeper
 
 from .servers import ZooKeeperServer
 
@@ -138,6 +138,24 @@ def test_watches_ring_and_are_level_triggered(real: ZooKeeper) -> None:
     real.commit([Write("/t/a", b"still more", ANY)])
     time.sleep(0.3)  # nothing may ring: there is nothing to wait for
     assert rings["value"] == before["value"]
+
+
+def test_a_callback_that_raises_ends_no_watch(real: ZooKeeper, capfd: pytest.CaptureFixture[str]) -> None:
+    """FAULTS 16. More of them than the pool has threads."""
+    raised, rings = [0], [0]
+
+    def faulty() -> None:
+        raised[0] += 1
+        raise TypeError("a fault of the callback")
+    for number in range(POOL_THREADS + 2):
+        real.watch_value(f"/t/faulty{number}", faulty)
+    until(lambda: raised[0] == POOL_THREADS + 2)
+    real.watch_value("/t/a", lambda: rings.__setitem__(0, rings[0] + 1))
+    until(lambda: rings[0])
+    real.commit([Create("/t/a", b"0"), Create("/t/faulty0", b"0")])
+    until(lambda: rings[0] > 1)
+    assert all(thread.is_alive() for thread in real.threads)
+    assert "a fault of the callback" in capfd.readouterr().err
 
 
 def test_a_list_is_watched_through_its_deletion(real: ZooKeeper) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from pvcd.keepalive import Keepalive, measure
 from pvcd.notify import Notifier
 from pvcd.registration import Registration
 from pvcd.standing import Answer, Standing, answer
+from pvcd.supervisor import PATIENCE, Supervisor
 
 
 def load(tmp_path: Path, text: str, mode: int = 0o600, host: str = "hv1") -> config.Config:
@@ -176,3 +178,25 @@ def test_a_boot_is_its_id_and_its_first_process(tmp_path: Path) -> None:
         return identity.boot(tmp_path)
     assert len({boot("x", 1), boot("y", 1), boot("x", 2)}) == 3 and boot("x", 1) == boot("x", 1)
     assert identity.boot() == identity.boot() and identity.boottime() > 0 and len(identity.static_data().split()) == 4
+
+
+def test_a_thread_that_died_or_hangs_is_noticed() -> None:
+    supervisor, ended = Supervisor(), threading.Thread(target=lambda: None, name="short")
+    supervisor.watch([threading.current_thread()])
+    for _ in range(PATIENCE + 10):
+        supervisor.beat("timer")
+        assert supervisor.look() == ""
+    for _ in range(PATIENCE):
+        assert supervisor.look() == ""
+    assert supervisor.look() == "thread timer hangs"
+    supervisor.beat("timer")
+    assert supervisor.look() == ""
+    ended.start()
+    ended.join()
+    supervisor.watch([ended])
+    assert supervisor.look() == "thread short has died"
+
+
+def test_a_zookeeper_that_goes_back_while_we_run_is_noticed() -> None:
+    newest = zxid.Newest()
+    assert [newest.went_back(seen) for seen in (0, 5, 9, 0, 9, 8, 10)] == [False, False, False, False, False, True, False]

@@ -58,6 +58,13 @@ def test_what_fits_nowhere_stays_and_says_why() -> None:
     assert plan.blocked == ((uuid(0), "b: needs 300 MiB, 100 MiB free; c: domain state is flush"),)
 
 
+def test_a_host_whose_libvirt_hangs_is_no_target() -> None:
+    """FAULTS 8."""
+    v = view({"a": 1, "b": 900, "c": 500})
+    v = replace(v, nodes={**v.nodes, "b": replace(v.nodes["b"], libvirtstate="no answer")})
+    assert targets(plan_flush(ME, cluster(v, (VMState.START, "a", "", HELD, 300)))) == ["c"]
+
+
 def test_an_operation_in_flight_and_words_in_transition_are_not_empty() -> None:
     moving = replace(HELD, op=Operation("o", OpPhase.RUN, "b", "b1/0"))
     for state, home, claim in ((VMState.MIGRATE, "b", moving), (VMState.START, "a", moving), (VMState.MIGRATE, "b", HELD),

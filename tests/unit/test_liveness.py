@@ -110,3 +110,15 @@ def test_a_node_that_is_fenced_makes_room_for_the_next_and_one_being_fenced_does
     o.run(40)
     assert o.live.judge(view("a", "b", "c", phases={"b": FencePhase.FENCED}), o.now, False).target == "c"
     assert o.live.judge(view("a", "b", "c", phases={"b": FencePhase.FENCING}), o.now, False).target is None
+
+
+def test_three_silent_ticks_are_told_by_who_may_judge() -> None:
+    o = Observer()
+    o.run(20)
+    o.dead = {"c"}
+    o.run(14)
+    assert o.live.judge(view("a", "b", "c"), o.now, False).silent == ()
+    o.run(1)
+    assert o.live.judge(view("a", "b", "c"), o.now, False).silent == ("c",)
+    assert o.live.judge(view("a", "b", "c"), o.now, True).silent == ("c",), "a hold hides nothing"
+    assert o.live.judge(view("a", "b", "c"), o.now + 10, False).silent == (), "in trouble itself"

@@ -72,6 +72,7 @@ def test_a_healthy_cluster_has_no_problems() -> None:
     (lambda f: with_node(f, node("hv2", daemonstate=DaemonState.DEAD)), "dead", Level.CRITICAL),
     (lambda f: with_node(f, node("hv2", daemonstate=DaemonState.STOP)), "unwatched", Level.WARNING),
     (lambda f: with_node(f, node("hv2", domainstate=DomainState.FLUSHED)), "not-ready", Level.WARNING),
+    (lambda f: with_node(f, node("hv2", libvirtstate="connection to libvirtd lost")), "libvirt", Level.CRITICAL),
     (lambda f: with_node(f, node("hv2", domainstate=Unknown("bar"))), "bad-node", Level.WARNING),
     (lambda f: with_node(f, node("hv2", keepalive=int(NOW) - 3600)), "clock", Level.WARNING),
     (lambda f: with_node(f, node("hv2", protocol=2)), "version", Level.WARNING),

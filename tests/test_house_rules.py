@@ -88,7 +88,7 @@ def test_nothing_sleeps_and_broad_excepts_are_where_loops_end() -> None:
             if isinstance(node, ast.ExceptHandler):
                 assert node.type is not None, f"{name(path)}:{node.lineno}: bare except"
                 broad = isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
-                assert not broad or name(path) in ("pvcd/reconciler.py", "pvcd/keepalive.py"), f"{name(path)}:{node.lineno}: too broad"
+                assert not broad or name(path) in ("pvcd/reconciler.py", "pvcd/keepalive.py", "pvcd/cluster/zk.py"), f"{name(path)}:{node.lineno}: too broad"
 
 
 def test_paths_of_keys_are_spelled_in_the_schema_only() -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (C) 2026 The PVC developers
-"""Offers a handful of verbs on local domains and turns libvirt's error codes into ours. The only room that imports libvirt.
+"""Offers a handful of verbs on local domains and turns libvirt's error codes into ours. With `connections`, the only room that
+imports libvirt.
 
-Threads: libvirt's event loop; one that (re)connects, because `open()` has no timeout of its own; `migration_workers` that sit in
-migration calls for minutes. Everything else runs on the caller's thread, and a stopped libvirtd errors after 6 s (keepalive
-2 x 2 s) instead of never. Three connections: libvirtd serves 5 requests at once per connection, and a migration holds one.
+`migration_workers` threads sit in migration calls for minutes; everything else runs on the caller's thread, each call on a
+connection of its own (`connections` says why). A stopped libvirtd errors after 6 s instead of never.
 """
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ import libvirt
 
 from .cluster.errors import HypervisorError, HypervisorUnknown
 from .cluster.schema import printable
+from .connections import Connections
 from .local import Call, CallState, Guest, Local, Status
 
 LOCAL_URI = "qemu+tcp://127.0.0.1:16509/system"
 PEER_URI = "qemu+tcp://{}/system"
-RECONNECT_S = (0.1, 0.5, 1.0, 2.0)
-SHORT, MIGRATION, INVENTORY = "short", "migration", "inventory"
+CALLERS = 10
+"""Threads that ask libvirt at once, besides the migrations: the reconcile workers, the collector, the watch over doubts, the main one."""
 
 T = TypeVar("T")
 
@@ -72,96 +73,35 @@ class LibvirtHypervisor:
     def __init__(self, notify: Callable[[str | None], None], migration_workers: int = 4, migrate_unsafe: bool = False,
                  uri: str = LOCAL_URI, migration_bandwidth_mib: int = 0) -> None:
         self.uri, self._notify, self._bandwidth_mib = uri, notify, migration_bandwidth_mib
+        self._connections = Connections(uri, migration_workers + CALLERS, notify)
         self._flags = _FLAGS | (libvirt.VIR_MIGRATE_UNSAFE if migrate_unsafe else 0)
         self._lock = threading.Lock()
-        self._connections: dict[str, Any] = {}
         self._calls: dict[str, Call] = {}
         self._jobs: queue.SimpleQueue[tuple[str, str, str] | None] = queue.SimpleQueue()
-        self._broken, self._connected, self._stopping = threading.Event(), threading.Event(), False
-        self._error = "not connected yet"
-        self._workers = migration_workers
-        self.threads: list[threading.Thread] = []
-
-    # ---------------------------------------------------------------------------------------------------- connections
+        self._workers = [threading.Thread(target=self._migrate, name=f"migration-{number}", daemon=True) for number in range(migration_workers)]
 
     def start(self, timeout_s: float) -> None:
         """Connect and start the threads. Raises HypervisorUnknown if libvirt does not answer within `timeout_s`."""
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)
-        libvirt.virEventRegisterDefaultImpl()
-        self._spawn("libvirt-events", self._run_events)
-        self._spawn("libvirt-reconnect", self._reconnect)
-        for number in range(self._workers):
-            self._spawn(f"migration-{number}", self._migrate)
-        self._broken.set()
-        if not self._connected.wait(timeout_s):
-            raise HypervisorUnknown(self._error)
+        for thread in self._workers:
+            thread.start()
+        self._connections.start(timeout_s)
 
     def stop(self) -> None:
         """No new calls; running migrations go on in libvirt."""
-        self._stopping = True
-        self._broken.set()
-        for _ in range(self._workers):
+        self._connections.stop()
+        for _ in self._workers:
             self._jobs.put(None)
 
-    def _spawn(self, name: str, target: Callable[[], None]) -> None:
-        thread = threading.Thread(target=target, name=name, daemon=True)
-        thread.start()
-        self.threads.append(thread)
+    @property
+    def threads(self) -> list[threading.Thread]:
+        """Those that run until `stop`."""
+        return [*self._workers, *self._connections.threads]
 
-    def _run_events(self) -> None:
-        while not self._stopping:
-            libvirt.virEventRunDefaultImpl()
-
-    def _reconnect(self) -> None:
-        """Keeps the three connections open. Only this thread opens: an open that hangs holds up nobody else."""
-        failures = 0
-        while not self._stopping:
-            self._broken.wait(None if failures == 0 else RECONNECT_S[min(failures, len(RECONNECT_S)) - 1])
-            self._broken.clear()
-            if self._stopping:
-                return
-            try:
-                for name in (SHORT, MIGRATION, INVENTORY):
-                    if name not in self._connections:
-                        self._open(name)
-            except libvirt.libvirtError as error:
-                self._error = printable(str(error))
-                failures += 1
-                continue
-            failures = 0
-            self._connected.set()
-            self._notify(None)
-
-    def _open(self, name: str) -> None:
-        connection = libvirt.open(self.uri)
-        if not self.uri.startswith("test:"):
-            connection.setKeepAlive(2, 2)
-            connection.registerCloseCallback(self._closed, name)
-        if name == SHORT:
-            connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._event, None)
-        with self._lock:
-            self._connections[name] = connection
-
-    def _closed(self, _connection: Any, _reason: int, name: str) -> None:
-        with self._lock:
-            self._connections.pop(name, None)
-        self._error = "connection to libvirtd lost"
-        self._broken.set()
-
-    def _event(self, _connection: Any, domain: Any, _event: int, _detail: int, _opaque: Any) -> None:
-        self._notify(domain.UUIDString())
-
-    def _connection(self, name: str) -> Any:
-        with self._lock:
-            found = self._connections.get(name)
-        if found is None:
-            raise HypervisorUnknown(self._error)
-        return found
-
-    def _domain(self, uuid: str, connection: str = SHORT) -> Any | None:
+    @staticmethod
+    def _domain(connection: Any, uuid: str) -> Any | None:
         """The domain if libvirt knows it and it is active, None if it definitely does not."""
         try:
-            found = self._connection(connection).lookupByUUIDString(uuid)
+            found = connection.lookupByUUIDString(uuid)
             return found if found.isActive() else None
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
@@ -170,15 +110,16 @@ class LibvirtHypervisor:
 
     def _do(self, uuid: str, call: Callable[[Any], T]) -> T | None:
         """`call` on the domain; None if it is absent, before or meanwhile."""
-        domain = self._domain(uuid)
-        if domain is None:
-            return None
-        try:
-            return call(domain)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN or self._domain(uuid) is None:
+        with self._connections.lend() as connection:
+            domain = self._domain(connection, uuid)
+            if domain is None:
                 return None
-            raise translated(error) from error
+            try:
+                return call(domain)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN or self._domain(connection, uuid) is None:
+                    return None
+                raise translated(error) from error
 
     # ----------------------------------------------------------------------------------------------------------- looks
 
@@ -212,11 +153,11 @@ class LibvirtHypervisor:
 
     def inventory(self) -> tuple[Guest, ...]:
         """See `local.Hypervisor`. One request; a domain whose monitor hangs does not hold it up."""
-        connection = self._connection(INVENTORY)
         what = libvirt.VIR_DOMAIN_STATS_STATE | libvirt.VIR_DOMAIN_STATS_BALLOON
         flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
         try:
-            rows = connection.getAllDomainStats(what, 0 if self.uri.startswith("test:") else flags)
+            with self._connections.lend() as connection:
+                rows = connection.getAllDomainStats(what, 0 if self.uri.startswith("test:") else flags)
         except libvirt.libvirtError as error:
             raise translated(error) from error
         return tuple(Guest(domain.UUIDString(), domain.name(), status_of(stats.get("state.state", 0), stats.get("state.reason", 0)),
@@ -242,9 +183,9 @@ class LibvirtHypervisor:
 
     def create(self, xml: str) -> None:
         """See `local.Hypervisor`. The domain is transient: nothing on disk could start by itself after a reboot."""
-        connection = self._connection(SHORT)
         try:
-            connection.createXML(xml, 0)
+            with self._connections.lend() as connection:
+                connection.createXML(xml, 0)
         except libvirt.libvirtError as error:
             raise translated(error) from error
 
@@ -255,7 +196,7 @@ class LibvirtHypervisor:
     def destroy(self, uuid: str) -> None:
         """See `local.Hypervisor`. Raises HypervisorUnknown when libvirt says done and still shows the domain."""
         self._do(uuid, lambda domain: domain.destroy())
-        if self._domain(uuid) is not None:
+        if self._do(uuid, lambda _domain: True):
             raise HypervisorUnknown("it was destroyed and is still there")
 
     def resume(self, uuid: str) -> None:
@@ -295,10 +236,11 @@ class LibvirtHypervisor:
         """One live migration, peer to peer: it survives the death of this process. An error says nothing about who has the guest."""
         parameters = {libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: self._bandwidth_mib} if self._bandwidth_mib else {}
         try:
-            domain = self._domain(uuid, MIGRATION)
-            if domain is None:
-                return Call(op, CallState.FAILED, "it is not here")
-            domain.migrateToURI3(PEER_URI.format(destination), parameters, self._flags)
+            with self._connections.lend() as connection:
+                domain = self._domain(connection, uuid)
+                if domain is None:
+                    return Call(op, CallState.FAILED, "it is not here")
+                domain.migrateToURI3(PEER_URI.format(destination), parameters, self._flags)
         except libvirt.libvirtError as error:
             return Call(op, CallState.FAILED, str(translated(error)))
         except (HypervisorError, HypervisorUnknown) as error:

@@ -11,6 +11,7 @@ import pytest
 from sim.fakehypervisor import Fabric, FakeHypervisor
 
 from pvcd.cluster.errors import HypervisorError, HypervisorUnknown
+from pvcd.connections import Connections
 from pvcd.hypervisor import LibvirtHypervisor
 from pvcd.local import Status
 
@@ -84,3 +85,35 @@ def test_no_libvirt_is_unknown_not_absent() -> None:
             call()
     assert gone.look(UUID).status is Status.UNKNOWN and gone.look(UUID).detail
     gone.stop()
+
+
+def test_a_connection_is_lent_to_one_thread_at_a_time() -> None:
+    rings: queue.Queue[str | None] = queue.Queue()
+    connections = Connections("test:///default", 2, rings.put)
+    with pytest.raises(HypervisorUnknown, match="not connected yet"), connections.lend():
+        pass
+    connections.start(10)
+    with connections.lend() as first:
+        with connections.lend() as second:
+            assert first is not second
+            with pytest.raises(HypervisorUnknown, match="in use"), connections.lend():
+                pass
+        with connections.lend() as again:
+            assert again is second
+    assert all(thread.is_alive() for thread in connections.threads)
+    connections.stop()
+
+
+def test_a_lost_connection_is_lent_no_more_and_another_is_opened() -> None:
+    rings: queue.Queue[str | None] = queue.Queue()
+    connections = Connections("test:///default", 1, rings.put)
+    connections.start(10)
+    assert rings.get(timeout=5) is None
+    with connections.lend() as first:
+        connections._closed(first, 0, 2)  # what libvirt's close callback does: 1 listens, 2 is lent
+        assert rings.get(timeout=5) is None, "they are complete again: look at everything"
+        with connections.lend() as second:
+            assert second is not first
+    with connections.lend() as third:
+        assert third is second, "the lost one did not come back"
+    connections.stop()

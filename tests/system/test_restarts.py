@@ -3,6 +3,7 @@
 """A guest keeps its life through whatever is done to pvcd on its node: before, during and after a migration."""
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 
@@ -76,3 +77,32 @@ def test_a_crash_loop_that_leaves_keepalives_gets_nobody_fenced(lab: Lab, record
 def settled(lab: Lab, vm: str) -> bool:
     state, hypervisor, _ = words(lab, vm)
     return state == "start" and where(lab, vm) == [hypervisor]
+
+
+def test_a_frozen_libvirtd_is_shown_and_pvcd_outlives_it(lab: Lab, recorder: Recorder) -> None:
+    """FAULTS 8. Again and again: libvirt's client crashed when its keepalive gave up under two calls at once."""
+    started(lab, "froze1", "hv1")
+    started(lab, "froze2", "hv2")
+    life, before = Life(lab, recorder, "froze1"), main_pid(lab, "hv1")
+    for _ in range(2):
+        lab.node("hv1").run("pkill", "-STOP", "-x", "libvirtd")
+        try:
+            wait_for("it is shown", lambda: "libvirt" in trouble(lab, "hv1"), 20, 0.3)
+            refused = lab.node("hv2").run("pvc", "vm", "migrate", "froze2", "-t", "hv1", check=False)
+            assert refused.returncode != 0 and "libvirt" in refused.stderr
+        finally:
+            lab.node("hv1").run("pkill", "-CONT", "-x", "libvirtd")
+        wait_for("it is over", lambda: "libvirt" not in trouble(lab, "hv1"), 20, 0.3)
+    assert main_pid(lab, "hv1") == before and phase(lab, "hv1") == "up"
+    life.goes_on()
+    lab.pvc("vm", "migrate", "froze1", "-t", "hv2", "--wait", timeout_s=60)
+    life.goes_on()
+
+
+def main_pid(lab: Lab, node: str) -> str:
+    return lab.node(node).run("systemctl", "show", "-p", "MainPID", "--value", "pvcd.service").stdout.strip()
+
+
+def trouble(lab: Lab, node: str) -> list[str]:
+    """The codes of what is wrong with it."""
+    return list(json.loads(lab.node("hv2").run("pvc", "node", "info", node, "-f", "json").stdout)["problems"])

@@ -119,7 +119,7 @@ class Daemon:
         self.instances = Instances(self.env, self.zk, self.cache, self.reconciler.forget)
         self.keepalive = Keepalive(
             self.store, self.standing, config.keepalive_interval, self.clock, time.time, _say, self._acknowledged, self._exit,
-            lambda: self.registration.restore(self.static), self.notifier.watchdog)
+            self._rewrite, self.notifier.watchdog)
         self.supervisor = Supervisor()
         self._zxids = zxid.Newest()
         self._closed = threading.Event()
@@ -349,6 +349,7 @@ class Daemon:
 
     def _view_changed(self, names: list[str]) -> None:
         self.instances.view_changed(names)
+        self.keepalive.seen(self.cache.current().nodes.get(self.node))
         self.fence_wake.set()
 
     def _libvirt_event(self, found: str | None) -> None:
@@ -366,6 +367,9 @@ class Daemon:
     def _acknowledged(self, now: float) -> None:
         self._last_acknowledged = now
         self.reconciler.add(VIEW)
+
+    def _rewrite(self) -> None:
+        self.registration.rewrite(self.keepalive.daemonstate)
 
     def _exit(self, reason: str) -> None:
         self.flags.exit_reason = reason

@@ -16,7 +16,7 @@ import psutil
 
 from .cluster import fences, schema
 from .cluster.errors import Conflict, PVCError
-from .cluster.records import ANY, Change, Write
+from .cluster.records import ANY, Change, NodeRecord, Write
 from .cluster.schema import DaemonState
 from .cluster.store import Store
 from .situation import Level
@@ -50,13 +50,19 @@ class Keepalive:
         self._restore, self._on_round = restore, on_round
         self._stats: Stats = {}
         self._wake, self._stopping = threading.Event(), False
-        self._troubled = self._lost = False
+        self._troubled = self._lost = self._word_due = False
         self.daemonstate = DaemonState.INIT
         self.thread = threading.Thread(target=self._run, name="keepalive", daemon=True)
 
     def leave(self, stats: Stats) -> None:
         """Statistics for the next round, from the collector; what is not among them stays as it was left last."""
         self._stats = {**self._stats, **stats}
+
+    def seen(self, own: NodeRecord | None) -> None:
+        """Our node as ZooKeeper shows it. A state that is gone or garbage is written again: nobody would look after a node without one."""
+        if own is not None and not isinstance(own.daemonstate, DaemonState):
+            self._word_due = True
+            self._wake.set()
 
     def wake(self) -> None:
         """Start the next round now: our own fence has changed. Any thread."""
@@ -95,6 +101,9 @@ class Keepalive:
     def _alive(self) -> tuple[Change, ...]:
         node = self._standing.node
         values = {**self._stats, "keepalive": str(int(self._wall()))}
+        if self._word_due:
+            self._word_due = False
+            values["daemonstate"] = self.daemonstate.value
         return tuple(Write(schema.node_key(node, key), value.encode(), ANY) for key, value in sorted(values.items()))
 
     def _commit(self, changes: tuple[Change, ...]) -> None:

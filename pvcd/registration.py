@@ -61,12 +61,15 @@ class Registration:
     def __init__(self, store: Store, hypervisor: Hypervisor, node: str, boot: str, machine_id: str, utc: str) -> None:
         self._store, self._hypervisor, self._node, self._boot = store, hypervisor, node, boot
         self._machine_id, self._utc = machine_id, utc
+        self._values: Mapping[str, str] = {}
+        self._inc = ""
 
     def run(self, values: Mapping[str, str]) -> tuple[Start, int]:
         """Register this boot; `values` are the node's static keys. Returns the rule and the version of the fence, `up` now.
 
         Raises Refused, or what the store and libvirt raise.
         """
+        self._values = values
         self._store.ensure_roots()
         self._refuse_another_machine()
         fence = self._store.fence(self._node)
@@ -77,11 +80,17 @@ class Registration:
             self._destroy_strays()
         if start.destroy:
             self._destroy_all()
-        self.restore({**values, "incarnation": start.inc})
+        self._inc = start.inc
+        self._restore({**values, "incarnation": start.inc})
         self._bring_up(start, fence)
         return start, self._store.fence(self._node).version
 
-    def restore(self, values: Mapping[str, str]) -> None:
+    def rewrite(self, state: DaemonState) -> None:
+        """Keys that somebody deleted while this daemon is in `state` come back as they are true now."""
+        protocol = str(schema.PROTOCOL_VERSION) if state is DaemonState.RUN else "0"
+        self._restore({**self._values, "incarnation": self._inc, "daemonstate": state.value, "protocol": protocol})
+
+    def _restore(self, values: Mapping[str, str]) -> None:
         """Create the node and whichever of its keys are missing, and set those in `values`."""
         node = self._store.node(self._node)
         defaults = {"daemonstate": DaemonState.STOP.value, "domainstate": DomainState.READY.value, "memfree": "0", "memused": "0",

@@ -257,6 +257,7 @@ class Daemon:
 
     def _view_changed(self, names: list[str]) -> None:
         self.instances.view_changed(names)
+        self.keepalive.seen(self.cache.current().nodes.get(self.host.name))
         self.due["fence"] = 0.0
 
     def _clock(self) -> float:
@@ -286,7 +287,7 @@ class Daemon:
         raise Killed
 
     def _restore(self) -> None:
-        self.registration.restore(self.static)
+        self.registration.rewrite(self.keepalive.daemonstate)
 
     # ------------------------------------------------------------------------------------------------------------ life
 

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from . import directed, directed_doubt, directed_fences
+from . import directed, directed_doubt, directed_faults, directed_fences
+
+SCHEDULES = directed.SCHEDULES + directed_doubt.SCHEDULES + directed_fences.SCHEDULES + directed_faults.SCHEDULES
 
 
-@pytest.mark.parametrize("schedule", directed.SCHEDULES + directed_doubt.SCHEDULES + directed_fences.SCHEDULES, ids=lambda schedule: schedule.__name__)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.__name__)
 def test_directed(schedule: Callable[[], None]) -> None:
     schedule()

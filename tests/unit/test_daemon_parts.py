@@ -14,7 +14,7 @@ from sim.fakezk import FakeServer, FakeZooKeeper
 from pvcd import ansiiprint, config, identity, zxid
 from pvcd.cluster import schema
 from pvcd.cluster.records import Fence, FenceRecord
-from pvcd.cluster.schema import FencePhase, Unknown
+from pvcd.cluster.schema import DaemonState, FencePhase, Unknown
 from pvcd.cluster.store import Store
 from pvcd.keepalive import Keepalive, measure
 from pvcd.notify import Notifier
@@ -87,7 +87,7 @@ class Beat:
         self.exits: list[str] = []
         self.acknowledged: list[float] = []
         self.keepalive = Keepalive(self.store, self.standing, 5.0, lambda: 1.0, lambda: 1234.5, lambda _level, _text: None,
-                                   self.acknowledged.append, self.exits.append, lambda: self.registration.restore({}), lambda: None)
+                                   self.acknowledged.append, self.exits.append, lambda: self.registration.rewrite(self.keepalive.daemonstate), lambda: None)
 
     @property
     def version(self) -> int:
@@ -133,6 +133,31 @@ def test_wiped_keys_come_back() -> None:
     b.keepalive.round()
     b.keepalive.round()
     assert b.server.text(schema.node_key("a", "keepalive")) == "1234"
+
+
+def test_wiped_keys_come_back_as_they_are_true() -> None:
+    """A node that runs and says `stop` is missed by nobody when it dies; with protocol 0 all starts elsewhere wait for it."""
+    b = Beat()
+    b.keepalive.daemonstate = DaemonState.RUN
+    b.server.delete_tree(schema.node("a"))
+    b.keepalive.round()
+    found = b.store.node("a")
+    assert (found.daemonstate, found.protocol, found.incarnation) == (DaemonState.RUN, schema.PROTOCOL_VERSION, "b1/0")
+
+
+@pytest.mark.parametrize("value", [b"\xff", b"bar", None])
+def test_a_state_that_is_garbage_or_gone_is_written_again(value: bytes | None) -> None:
+    b = Beat()
+    b.keepalive.daemonstate = DaemonState.RUN
+    path = schema.node_key("a", "daemonstate")
+    b.server.put(path, value) if value is not None else b.server.delete_tree(path)
+    b.keepalive.seen(b.store.node("a"))
+    b.keepalive.round()
+    assert b.server.text(path) == "run"
+    b.server.put(path, "dead")
+    b.keepalive.seen(b.store.node("a"))
+    b.keepalive.round()
+    assert b.server.text(path) == "dead", "a peer's word is answered by the objection alone"
 
 
 def test_an_older_zookeeper_is_refused(tmp_path: Path) -> None:

@@ -37,12 +37,12 @@ class History:
 
 
 class Sampler(threading.Thread):
-    """Writes each change of a claim, a fence or a keepalive. `since`: when the old value was seen last, so the change is later."""
+    """Writes each change of a claim, a fence or a keepalive. `since`: when the old value was seen last, so the change is later (0: this is the first)."""
 
     def __init__(self, hosts: str, nodes: list[str], history: History) -> None:
         super().__init__(daemon=True)
         self._hosts, self._nodes, self._history, self._stopping = hosts, nodes, history, threading.Event()
-        self._seen: dict[str, str | None] = {}
+        self._seen: dict[str, tuple[str | None, int]] = {}
         self._looked: dict[str, float] = {}
 
     def stop(self) -> None:
@@ -63,15 +63,19 @@ class Sampler(threading.Thread):
                 client.close()
 
     def _look(self, client: KazooClient) -> None:
-        paths = [f"/nodes/{node}/keepalive" for node in self._nodes] + [f"/fences/{node}" for node in self._nodes]
-        paths += [f"/claims/{uuid}" for uuid in client.get_children("/claims")]
+        """Claims are asked for first and written down last: the fence that stands beside a claim is at least as new as the claim is."""
+        paths = [f"/claims/{uuid}" for uuid in client.get_children("/claims")]
+        paths += [f"/fences/{node}" for node in self._nodes] + [f"/nodes/{node}/keepalive" for node in self._nodes]
         asked = self._history.now
+        found: dict[str, tuple[str | None, int]] = {}
         for path, pending in [(path, client.get_async(path)) for path in paths]:
             try:
                 data, stat = pending.get(timeout=4)
-                value = f"{stat.version}" if path.endswith("/keepalive") else data.decode(errors="replace")
+                found[path] = (f"{stat.version}" if path.endswith("/keepalive") else data.decode(errors="replace"), stat.version)
             except NoNodeError:
-                value = None
-            if path not in self._seen or self._seen[path] != value:
-                self._history.add("key", path=path, value=value, since=round(self._looked.get(path, asked), 3))
-            self._seen[path], self._looked[path] = value, asked
+                found[path] = (None, -1)
+        for path in reversed(paths):
+            if path not in self._seen or self._seen[path] != found[path]:
+                value, version = found[path]
+                self._history.add("key", path=path, value=value, version=version, since=round(self._looked.get(path, 0.0), 3))
+            self._seen[path], self._looked[path] = found[path], asked

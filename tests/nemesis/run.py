@@ -5,89 +5,78 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
+import re
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from lablib.guests import guest_uuid
 from lablib.host import LabError, wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from . import faults
+from . import faults, orders
+from .checker import disk_trouble
 from .history import History
+from .journals import Journals
 
 VMS = {f"nem{number}": f"hv{1 + number % 3}" for number in range(6)}
+DISKS = [vm for number, vm in enumerate(VMS) if number % 2 == 0]
+"""These write to a shared disk too."""
 AUDIT_S = 150.0
 DEADLY_SHARE = 0.4
+USED = """p=$(systemctl show -p MainPID --value pvcd.service)
+echo $p/$(cut -d ' ' -f 22 /proc/$p/stat) $(sed -n 's/^VmRSS:\\s*\\([0-9]*\\).*/\\1/p; s/^Threads:\\s*//p' /proc/$p/status) $(ls /proc/$p/fd | wc -l)"""
 
 
 class Nemesis:
     """`lab` is up and has no VMs of these names."""
 
-    def __init__(self, lab: Lab, recorder: Recorder, history: History, seed: int, say: Callable[[str], None]) -> None:
-        self.lab, self.recorder, self.history, self.say = lab, recorder, history, say
+    def __init__(self, lab: Lab, recorder: Recorder, history: History, journals: Journals, seed: int, say: Callable[[str], None]) -> None:
+        self.lab, self.recorder, self.history, self.journals, self.say = lab, recorder, history, journals, say
         self.dice = random.Random(seed)
+        self.operators = orders.Operators(lab, history)
         self._doubles: dict[str, int] = {}
 
     def prepare(self) -> None:
-        for number, (vm, node) in enumerate(VMS.items()):
-            self.lab.define(vm, node, disk=number % 2 == 0)
+        for vm, node in VMS.items():
+            self.lab.define(vm, node, disk=vm in DISKS)
             self.lab.pvc("vm", "start", vm)
         for vm in VMS:
             wait_for(f"{vm} speaks", lambda vm=vm: self.recorder.testimony(vm).life, 60)  # type: ignore[misc]
+        self.history.add("begun", nodes=self.lab.names, vms={vm: guest_uuid(vm) for vm in VMS}, lives=self._lives())
 
-    def round(self) -> None:
-        """Orders, a fault in the middle of them, healing, an audit."""
-        node = self.dice.choice(self.lab.names)
-        kinds = faults.DEADLY if self.dice.random() < DEADLY_SHARE else faults.HARMLESS
-        inject = self.dice.choice(kinds)
-        planned = [self._order() for _ in range(self.dice.randrange(4))]
-        lives = {vm: len(self.recorder.testimony(vm).lives) for vm in VMS}
-        orders = threading.Thread(target=self._orders, args=(planned, self.dice.random()))
-        orders.start()
+    def round(self, kind: Callable[[faults.Target], faults.Fault] | None = None, node: str | None = None, ordering: bool = True) -> None:
+        """Orders, a fault in the middle of them (`kind` on `node`, or a random one), healing, an audit."""
+        node = node or self.dice.choice(self.lab.names)
+        kind = kind or self.dice.choice(faults.DEADLY if self.dice.random() < DEADLY_SHARE else faults.HARMLESS)
+        planned = orders.plan(self.dice, list(VMS), self.lab.names) if ordering else []
+        fault = kind(faults.Target(self.lab, node, list(VMS), self.dice))
+        giving = threading.Thread(target=self.operators.give, args=(planned, 3 * self.dice.random()))
+        giving.start()
         threading.Event().wait(self.dice.uniform(0, 2))
-        injected = inject(faults.Target(self.lab, node, list(VMS), self.dice))
-        self.history.add("fault", name=injected.name, node=node, may_die=injected.may_die)
-        self.say(f"{injected.name} on {node}, {injected.hold_s:.0f} s")
-        threading.Event().wait(injected.hold_s)
-        injected.heal()
-        orders.join()
+        self.history.add("fault", name=fault.name, detail=fault.detail, node=node, may_die=fault.may_die, spared=fault.spared, must_die=fault.must_die,
+                         must_object=fault.must_object, ends_lives=fault.ends_lives)
+        self.say(f"{fault.name}{f' ({fault.detail})' if fault.detail else ''} on {node}, {fault.hold_s + sum(pause for pause, _ in fault.steps):.0f} s")
+        self._hold(fault)
+        giving.join()
         self._settle()
-        self._audit(injected.name)
-        if not injected.may_die and not injected.ends_lives:
-            self._same_lives(lives, planned, injected.name)
+        self._audit(fault.name)
 
-    def _same_lives(self, lives: dict[str, int], planned: list[tuple[str, ...]], fault: str) -> None:
-        """Nobody was ordered to end it, and no node may have died: the guest lives the life it lived before."""
-        ended = {words[2] if words[2] != "-y" else words[3] for words in planned if words[1] in ("restart", "shutdown", "stop", "move")}
-        for vm in sorted(set(VMS) - ended):
-            if len(self.recorder.testimony(vm).lives) != lives[vm]:
-                self.history.add("lost", what=f"{vm} lives another life after {fault}")
+    def _hold(self, fault: faults.Fault) -> None:
+        """Do it, and what comes after it; what must have happened by then is asked before anything is healed."""
+        fault.inject()
+        for pause_s, act in fault.steps:
+            threading.Event().wait(pause_s)
+            act()
+        threading.Event().wait(fault.hold_s)
+        self.history.add("held", wrong=fault.blames(), lives=self._lives())
+        fault.heal()
+        self.history.add("healed")
 
-    def _order(self) -> tuple[str, ...]:
-        vm, node = self.dice.choice(list(VMS)), self.dice.choice(self.lab.names)
-        return self.dice.choice([
-            ("vm", "migrate", vm), ("vm", "migrate", vm, "-t", node), ("vm", "unmigrate", vm), ("vm", "migrate", vm, "--cancel"),
-            ("vm", "move", vm, "-t", node), ("vm", "restart", vm), ("vm", "shutdown", vm), ("vm", "stop", "-y", vm), ("vm", "start", vm),
-            ("node", "flush", node), ("node", "ready", node)])
-
-    def _orders(self, orders: list[tuple[str, ...]], pace: float) -> None:
-        for words in orders:
-            status, told = self._pvc(*words)
-            self.history.add("order", words=words, status=status, told=told)
-            threading.Event().wait(3 * pace)
-
-    def _pvc(self, *words: str) -> tuple[int, str]:
-        """The client on the first node that answers; its exit status, and what it said last."""
-        for name in self.lab.names:
-            try:
-                done = self.lab.node(name).run("pvc", *words, check=False, timeout_s=40)
-            except (LabError, subprocess.TimeoutExpired):
-                continue  # it has no power, or is frozen
-            return done.returncode, (done.stderr or done.stdout).strip()[-200:]
-        return -1, "no node answers"
+    def _lives(self) -> dict[str, int]:
+        return {vm: len(self.recorder.testimony(vm).lives) for vm in VMS}
 
     # ------------------------------------------------------------------------------------------------------------- audits
 
@@ -97,16 +86,23 @@ class Nemesis:
             self._attempt(f"{name} has power", lambda name=name: self.lab.node(name).pid)  # type: ignore[misc]
             self._attempt(f"{name} is linked", lambda name=name: self.lab.heal(name) or True)  # type: ignore[misc]
         for name in self.lab.names:
-            self.lab.await_services(name)
+            self._attempt(f"ZooKeeper and libvirt of {name} serve", lambda name=name: self.lab.await_services(name) or True)  # type: ignore[misc]
             self.lab.node(name).run("systemctl", "start", "libvirtd.service", "pvcd.service", check=False, timeout_s=90)
         self._attempt("every node runs and is up", lambda: all(row["daemonstate"] == "run" and row["fence"] == "up" for row in self._rows("node")))
+        self.history.add("settled")
         for name in self.lab.names:  # only now: a controller that answers earlier cuts the power of a node in doubt
             if self.lab.bmc(name).mode != "ok" or self.lab.bmc(name).pid is None:
                 self.lab.bmc(name).set_mode("ok")
         for name in self.lab.names:
             self._attempt(f"{name} is ready", lambda name=name: self._pvc("node", "ready", name)[0] == 0)  # type: ignore[misc]
         self._attempt("every node is ready", lambda: all(row["domainstate"] == "ready" for row in self._rows("node")))
+        self._attempt("the VMs are looked at", self._found)
         self._attempt("every VM is ordered to run", self._started)
+
+    def _found(self) -> bool:
+        """Write down how the VMs are, before anything is repaired."""
+        self.history.add("found", states={row["name"]: row["state"] for row in self._rows("vm")})
+        return True
 
     def _started(self) -> bool:
         rows = self._rows("vm")
@@ -115,9 +111,21 @@ class Nemesis:
                 self._pvc("vm", "start", row["name"])
         return all(row["state"] in ("start", "migrate", "restart") for row in rows)
 
+    def _pvc(self, *words: str) -> tuple[int, str]:
+        """An order of the nemesis's own, which is none of an operator's."""
+        status, told = self.operators.pvc(*words)
+        if "Traceback" in told:
+            self.history.add("traceback", what=f"pvc {' '.join(words)}: {told}")
+        return status, told
+
     def _rows(self, kind: str) -> list[dict[str, Any]]:
         """What `pvc node list` or `pvc vm list` shows. Raises LabError while it cannot be known."""
-        found: list[dict[str, Any]] = json.loads(self.lab.node("hv1").run("pvc", kind, "list", "-f", "json", timeout_s=30).stdout)
+        done = self.lab.node("hv1").run("pvc", kind, "list", "-f", "json", timeout_s=30, check=False)
+        if "Traceback" in done.stderr:
+            self.history.add("traceback", what=f"pvc {kind} list: {done.stderr}")
+        if done.returncode:
+            raise LabError(f"pvc {kind} list: {done.stderr.strip()}")
+        found: list[dict[str, Any]] = json.loads(done.stdout)
         return found
 
     def _attempt(self, what: str, done: Callable[[], object]) -> None:
@@ -140,19 +148,28 @@ class Nemesis:
         while wrong and time.monotonic() < deadline:
             threading.Event().wait(1)
             wrong = self._wrong(spoken)
-        self.history.add("audit", wrong=wrong)
+        self.history.add("audit", wrong=wrong, lives=self._lives())
         for vm in VMS:
             doubles = self.recorder.testimony(vm).doubles
             for double in doubles[self._doubles.get(vm, 0):]:
                 self.history.add("double", what=f"{vm}: {double}, during {fault}")
             self._doubles[vm] = len(doubles)
+        for name in self.lab.names:
+            self._uses(name)
+        self._attempt("every journal is read", self.journals.followed)
+
+    def _uses(self, name: str) -> None:
+        """What the node's daemon uses. `pid` tells its start too: the first processes of each boot have the same numbers."""
+        pid, *used = self.lab.node(name).run("sh", "-c", USED, check=False).stdout.split() or [""]
+        if len(used) == 3:  # it is there
+            self.history.add("pvcd", node=name, pid=pid, **dict(zip(("rss_kib", "threads", "fds"), map(int, used))))
 
     def _wrong(self, spoken: dict[str, int]) -> list[str]:
         try:
             running, rows = {name: self.lab.domains(name) for name in self.lab.names}, self._rows("vm")
         except LabError as error:
             return [str(error)]
-        wrong = []
+        wrong = [f"{vm} is gone" for vm in VMS if vm not in [row.get("name") for row in rows]]
         for row in rows:
             vm = row.get("name", "?")
             here = [name for name in self.lab.names if vm in running[name]]
@@ -160,10 +177,13 @@ class Nemesis:
                 wrong.append(f"{vm}: {row['state']} on {row.get('hypervisor')}, held by {row.get('held_by')}, runs on {here}")
             elif vm in VMS and (life := self.recorder.testimony(vm).life) and len(life.times) < 3 + spoken[vm] and len(life.times) >= spoken[vm]:
                 wrong.append(f"{vm} does not speak")
-        return wrong
+        return wrong or [f"{vm}: {trouble}" for vm in DISKS if (trouble := self._disk_trouble(vm))]
 
-    def tracebacks(self) -> None:
-        for name in self.lab.names:
-            text = self.lab.node(name).run("journalctl", "-u", "pvcd.service", "-o", "cat", "--no-pager", timeout_s=60).stdout
-            if "Traceback" in text:
-                self.history.add("traceback", what=name)
+    def _disk_trouble(self, vm: str) -> str:
+        """The second witness: a copy that does not reach the serial file, or that writes beside the one that does, shows here."""
+        with (self.lab.shared / "disks" / vm).open("rb") as disk:
+            written = re.match(rb"boot=([0-9a-f]{8}) n=([0-9]+) ", disk.read(512))
+        life = self.recorder.testimony(vm).life
+        if life is None:
+            return "it has never spoken"
+        return disk_trouble((life.boot, life.last), (written[1].decode(), int(written[2])) if written else None)

@@ -128,7 +128,10 @@ class Lab:
 
     def _network(self) -> None:
         if sh("ip", "link", "show", self.prefix, check=False).returncode != 0:
-            sh("ip", "link", "add", self.prefix, "type", "bridge", "forward_delay", "0", "stp_state", "0")
+            # An address of its own: a bridge has else the lowest one of its ports, and when that node loses its power, the others look for
+            # the controllers, which are on the bridge, under an address that is gone, for up to a minute.
+            sh("ip", "link", "add", self.prefix, "address", f"02:d5:{self.settings.number:02x}:00:00:01", "type", "bridge", "forward_delay", "0",
+               "stp_state", "0")
         wanted = [self.address(1), *(self.bmc(name).address for name in self.names)]
         for address in wanted:
             sh("ip", "address", "replace", f"{address}/24", "dev", self.prefix)

@@ -37,6 +37,16 @@ def controller_ignores_off() -> None:
     once(cluster, "a")
 
 
+def controller_reports_off_once() -> None:
+    """One reading of `off` proves nothing: the next one says on."""
+    cluster = world()
+    silent(cluster, "a")
+    cluster.hosts["a"].bmc = "glitch"
+    cluster.run(120.0)
+    once(cluster, "a")
+    assert cluster.hosts["a"].bmc == "ignore" and '"phase":"fencing"' in (cluster.server.text(schema.fence("a")) or "")
+
+
 def controller_of_another_machine() -> None:
     """The cables are mixed up: nobody may be told to switch off, least of all the machine that the controller belongs to."""
     cluster = world()
@@ -139,5 +149,5 @@ def zookeeper_away() -> None:
     assert not any("the fence is committed" in line for line in cluster.log)
 
 
-SCHEDULES = (cut_off_and_bmc_dead, controller_ignores_off, controller_of_another_machine, controller_lies_and_the_node_is_linked,
+SCHEDULES = (cut_off_and_bmc_dead, controller_ignores_off, controller_reports_off_once, controller_of_another_machine, controller_lies_and_the_node_is_linked,
              janitor_dies_at_each_step, two_of_three_silent, whole_cluster_boots_cold, zookeeper_away)

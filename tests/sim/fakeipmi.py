@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 class FakeIpmi:
-    """Controllers as one node sees them: `ok`, `dead`, `ignore` (accepts off, stays on), `lie` (reports off, stays on), `wrong` (the
-    next machine's).
+    """Controllers as one node sees them: `ok`, `dead`, `ignore` (accepts off, stays on), `lie` (reports off, stays on), `glitch` (after the
+    order it reports off once, and is `ignore` then), `wrong` (the next machine's).
     """
 
     def __init__(self, cluster: Cluster, daemon: Daemon) -> None:
@@ -34,11 +34,16 @@ class FakeIpmi:
         host = self._host(bmc)
         if host is None:
             return Reading(Power.UNKNOWN, "no answer")
+        if host.bmc == "glitched":
+            host.bmc = "ignore"
+            return Reading(Power.OFF)
         return Reading(Power.OFF if not host.power or host.bmc == "lie" else Power.ON)
 
     def off(self, bmc: Bmc) -> str:
         self._daemon.interrupted("ipmi off")
         host = self._host(bmc)
+        if host is not None and host.bmc == "glitch":
+            host.bmc = "glitched"
         if host is not None and host.bmc == "ok" and host.power:
             self._cluster.late_offs.append((self._cluster.now + (0.3, 6.0)[self._cluster.ids % 2], host.name))
         return "Chassis Power Control: Down/Off"

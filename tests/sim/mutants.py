@@ -75,6 +75,17 @@ def no_read_back() -> Any:
     return mock.patch("sim.cluster.FakeIpmi.status", lambda _self, _bmc: Reading(Power.OFF))
 
 
+def one_reading() -> Any:
+    """The first reading of `off` is a proof."""
+    original = fencing.Fencing._power
+
+    def power(self: fencing.Fencing, actor: Any, view: Any, name: str, now: float) -> float:
+        delay_s = original(self, actor, view, name, now)
+        target = self._targets.get(name)
+        return self._proved(actor, view, name, target, now) if target is not None and target.seen_off == now else delay_s
+    return mock.patch.object(fencing.Fencing, "_power", power)
+
+
 def no_identity() -> Any:
     """Nobody asks whose controller it is, and what it says of its machine is believed."""
     def stranger(_self: fencing.Fencing, _name: str, _bmc: Any) -> str:
@@ -201,7 +212,7 @@ def flushed_too_early() -> Any:
 
 
 MUTANTS: tuple[Mutation, ...] = (
-    no_mine, no_claim_version, no_gate, no_keepalive_in_commit, early_death, no_read_back, no_identity, no_query,
+    no_mine, no_claim_version, no_gate, no_keepalive_in_commit, early_death, no_read_back, one_reading, no_identity, no_query,
     no_surrender, no_surrender_when_cut_off, doubt_ends_with_the_process, no_later_life, no_rollback, no_doubt, no_adoption, cold_rehoming,
     no_objection, no_exit,
     no_brake, no_freshness, no_resumption, flushed_too_early)

@@ -119,7 +119,7 @@ class Daemon:
         self.instances = Instances(self.env, self.zk, self.cache, self.reconciler.forget)
         self.keepalive = Keepalive(
             self.store, self.standing, config.keepalive_interval, self.clock, time.time, _say, self._acknowledged, self._exit,
-            self._rewrite, self.notifier.watchdog)
+            self._rewrite, lambda: self.cache.current().nodes.get(self.node), self.notifier.watchdog)
         self.supervisor = Supervisor()
         self._zxids = zxid.Newest()
         self._closed = threading.Event()
@@ -181,12 +181,12 @@ class Daemon:
 
     def _register(self) -> Start:
         config, machine_id = self.config, identity.machine_id()
-        self.static = {
+        static = {
             "staticdata": identity.static_data(), "ipmihostname": config.ipmi_hostname, "ipmiusername": config.ipmi_username,
             "ipmipassword": config.ipmi_password, "protocol": "0",
             "timing": Timing(config.keepalive_interval, config.fence_intervals).encode().decode()}
         self.registration = Registration(self.store, self.hypervisor, self.node, identity.boot(), machine_id, utc())
-        start, version = self.registration.run(self.static)
+        start, version = self.registration.run(static)
         self.standing.inc = start.inc
         self.standing.set_up(version)
         _say(Level.INFO, f"registered ({start.rule}) as incarnation {start.inc}")
@@ -221,7 +221,7 @@ class Daemon:
                 _say(Level.CRITICAL, f"ends at once: {self.flags.exit_reason}")
                 os._exit(MAY_COME_LATER)  # no draining: no stale worker may act any more; systemd starts us again
             wrong = self.supervisor.look()
-            if wrong:
+            if wrong and not self.flags.stop.is_set():  # told to stop in this very moment, threads end as they should
                 _say(Level.CRITICAL, f"ends: {wrong}")
                 os._exit(MAY_COME_LATER)
         self._stop()
@@ -309,14 +309,24 @@ class Daemon:
         while not self.flags.stop.wait(min(1.0, self.config.keepalive_interval / 4)):
             self.supervisor.beat("timer")
             self.zk.ensure_alive()
-            if self._zxids.went_back(self.zk.last_zxid):
-                self._exit("ZooKeeper's data is older than what this process has seen")  # the next start looks closer, and says what to do
+            self._refuse_older()
             now = self.clock()
             if now - self._last_resync >= RESYNC_S:
                 self._last_resync = now
                 self.instances.resync()
-                zxid.keep(Path(STATE_DIRECTORY), self.zk.last_zxid)
+                zxid.keep(Path(STATE_DIRECTORY), self._zxids.seen)
             self._observe_peers()
+
+    def _refuse_older(self) -> None:
+        """A new session may begin at a server that is behind by a moment, so the leader is asked. The next start says what to do."""
+        if not self._zxids.went_back(self.zk.last_zxid):
+            return
+        try:
+            self.zk.sync(schema.NODES)
+        except PVCError:
+            return
+        if self._zxids.went_back(self.zk.last_zxid):
+            self._exit("ZooKeeper's data is older than what this process has seen")
 
     def _observe_peers(self) -> None:
         acknowledged = self._last_acknowledged
@@ -349,7 +359,6 @@ class Daemon:
 
     def _view_changed(self, names: list[str]) -> None:
         self.instances.view_changed(names)
-        self.keepalive.seen(self.cache.current().nodes.get(self.node))
         self.fence_wake.set()
 
     def _libvirt_event(self, found: str | None) -> None:
@@ -369,7 +378,9 @@ class Daemon:
         self.reconciler.add(VIEW)
 
     def _rewrite(self) -> None:
-        self.registration.rewrite(self.keepalive.daemonstate)
+        actor = self.standing.actor()
+        if actor is not None:
+            self.registration.rewrite(self.keepalive.daemonstate, actor.mine)
 
     def _exit(self, reason: str) -> None:
         self.flags.exit_reason = reason

@@ -39,30 +39,25 @@ def measure(running: Sequence[str] | None, count: int = 0) -> dict[str, str]:
 
 class Keepalive:
     """`on_acknowledged(now)` after each acknowledged write; `on_exit(reason)` when the process must end; `restore()` writes
-    node keys that somebody deleted. `ready` is False until the daemon may say `run` in an objection.
+    node keys that somebody deleted; `own()` is our node as ZooKeeper showed it last. `daemonstate`: what this daemon is in now.
     """
 
     def __init__(self, store: Store, standing: Standing, tick_s: float, clock: Callable[[], float], wall: Callable[[], float],
                  say: Callable[[Level, str], None], on_acknowledged: Callable[[float], None],
-                 on_exit: Callable[[str], None], restore: Callable[[], None], on_round: Callable[[], None]) -> None:
+                 on_exit: Callable[[str], None], restore: Callable[[], None], own: Callable[[], NodeRecord | None],
+                 on_round: Callable[[], None]) -> None:
         self._store, self._standing, self._tick_s, self._clock, self._wall = store, standing, tick_s, clock, wall
         self._say, self._on_acknowledged, self._on_exit = say, on_acknowledged, on_exit
-        self._restore, self._on_round = restore, on_round
+        self._restore, self._own, self._on_round = restore, own, on_round
         self._stats: Stats = {}
         self._wake, self._stopping = threading.Event(), False
-        self._troubled = self._lost = self._word_due = False
+        self._troubled = self._lost = False
         self.daemonstate = DaemonState.INIT
         self.thread = threading.Thread(target=self._run, name="keepalive", daemon=True)
 
     def leave(self, stats: Stats) -> None:
         """Statistics for the next round, from the collector; what is not among them stays as it was left last."""
         self._stats = {**self._stats, **stats}
-
-    def seen(self, own: NodeRecord | None) -> None:
-        """Our node as ZooKeeper shows it. A state that is gone or garbage is written again: nobody would look after a node without one."""
-        if own is not None and not isinstance(own.daemonstate, DaemonState):
-            self._word_due = True
-            self._wake.set()
 
     def wake(self) -> None:
         """Start the next round now: our own fence has changed. Any thread."""
@@ -90,21 +85,25 @@ class Keepalive:
             self._standing.set_up(fence.version)
             actor = self._standing.actor()
             assert actor is not None
-            self._commit((actor.mine, *self._alive()))
+            self._commit((actor.mine, *self._alive(), *self._lost_word()))
         else:
             self._standing.set_down()
-            word = Write(schema.node_key(self._standing.node, "daemonstate"), self.daemonstate.value.encode(), ANY)
-            self._commit(fences.back_up(self._standing.node, fence, (*self._alive(), word)))
+            self._commit(fences.back_up(self._standing.node, fence, (*self._alive(), self._word())))
             self._say(Level.CRITICAL, f"{self._standing.node} was being fenced and is alive: it objected, and keeps its VMs")
             self._wake.set()
 
     def _alive(self) -> tuple[Change, ...]:
         node = self._standing.node
         values = {**self._stats, "keepalive": str(int(self._wall()))}
-        if self._word_due:
-            self._word_due = False
-            values["daemonstate"] = self.daemonstate.value
         return tuple(Write(schema.node_key(node, key), value.encode(), ANY) for key, value in sorted(values.items()))
+
+    def _word(self) -> Write:
+        return Write(schema.node_key(self._standing.node, "daemonstate"), self.daemonstate.value.encode(), ANY)
+
+    def _lost_word(self) -> tuple[Change, ...]:
+        """A state that is gone or garbage is written again until it is seen to be there: nobody would miss a node without one."""
+        own = self._own()
+        return () if own is None or isinstance(own.daemonstate, DaemonState) else (self._word(),)
 
     def _commit(self, changes: tuple[Change, ...]) -> None:
         try:

@@ -85,12 +85,12 @@ class Registration:
         self._bring_up(start, fence)
         return start, self._store.fence(self._node).version
 
-    def rewrite(self, state: DaemonState) -> None:
-        """Keys that somebody deleted while this daemon is in `state` come back as they are true now."""
+    def rewrite(self, state: DaemonState, mine: Change) -> None:
+        """Keys that somebody deleted while this daemon is in `state` come back as they are true now. `mine`: checks that it may still act."""
         protocol = str(schema.PROTOCOL_VERSION) if state is DaemonState.RUN else "0"
-        self._restore({**self._values, "incarnation": self._inc, "daemonstate": state.value, "protocol": protocol})
+        self._restore({**self._values, "incarnation": self._inc, "daemonstate": state.value, "protocol": protocol}, mine)
 
-    def _restore(self, values: Mapping[str, str]) -> None:
+    def _restore(self, values: Mapping[str, str], *checks: Change) -> None:
         """Create the node and whichever of its keys are missing, and set those in `values`."""
         node = self._store.node(self._node)
         defaults = {"daemonstate": DaemonState.STOP.value, "domainstate": DomainState.READY.value, "memfree": "0", "memused": "0",
@@ -104,7 +104,7 @@ class Registration:
                 changes.append(Create(path, value.encode()))
             elif key in values:
                 changes.append(Write(path, value.encode(), ANY))
-        self._store.apply(tuple(changes))
+        self._store.apply((*checks, *changes))
 
     def _bring_up(self, start: Start, fence: FenceRecord) -> None:
         """The fence and a keepalive, in one transaction: a node that is `up` again after a death has been silent for long, and would

@@ -30,15 +30,16 @@ def refuse_older(directory: Path, last_zxid: int) -> None:
 
 
 class Newest:
-    """The newest transaction that this process has seen. kazoo forgets it when it closes, and is then let in by an older server."""
+    """The newest transaction that this process has seen. kazoo forgets it with each session that
+    ends, and is then let in by an older server."""
 
     def __init__(self) -> None:
-        self._seen = 0
+        self.seen = 0
 
     def went_back(self, last_zxid: int) -> bool:
         """0 (no answer yet on this connection) says nothing."""
-        older = 0 < last_zxid < self._seen
-        self._seen = max(self._seen, last_zxid)
+        older = 0 < last_zxid < self.seen
+        self.seen = max(self.seen, last_zxid)
         return older
 
 

@@ -49,7 +49,7 @@ NODE_KEYS = (
     Key("ipmihostname", "text", "own daemon at each start", "the janitor"),
     Key("ipmiusername", "text", "own daemon at each start", "the janitor"),
     Key("ipmipassword", "text", "own daemon at each start", "the janitor"),
-    Key("libvirtstate", "empty, or why libvirt gives no answer there", "own daemon when it changes", "placement, client"),
+    Key("libvirtstate", "empty, or why libvirt gives no answer there", "own daemon each tick", "placement, client"),
     Key("incarnation", "boot hash `/` counter", "own daemon at each start", "display"),
     Key("timing", "JSON: effective tick and fence_intervals", "own daemon at each start", "observers of this node"),
     Key("protocol", "integer: highest protocol version", "own daemon after its first adoption pass", "all"),

@@ -91,7 +91,9 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
             except KazooException:
                 # A watch that could not be read: kazoo reads it again at the next reconnection, and the resync looks anyway.
                 continue
-            except Exception:  # a callback's own fault must not end the watches that share this thread
+            except Exception:
+                # A callback's own fault is told, and must not end the watches that share this thread. What it was about to do, the
+                # resync does.
                 traceback.print_exc()
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (C) 2026 The PVC developers
-"""The rules for what the sampler saw of ZooKeeper's keys: keepalives, fences and claims. Pure.
+"""The rules for what the sampler saw of ZooKeeper's keys: keepalives, fences and claims. Pure. It reads the values by itself: a witness
+that decoded them with the product's own code would share its faults.
 
 A `key` event has `path`, `value`, `version` (of the key) and `since`: when the old value was seen last, so the change is later.
 """

@@ -229,7 +229,7 @@ class Daemon:
                                self._say, self.nudge, self.queue.mark_slow, self._new_id, TICK_S)
         self.instances = Instances(self.env, host.zk, self.cache, self.queue.forget)
         self.keepalive = Keepalive(self.store, self.standing, TICK_S, self._clock, self._clock, self._say, self._acknowledged, self._exit,
-                                   self._restore, lambda: None)
+                                   self._restore, lambda: self.cache.current().nodes.get(name), lambda: None)
         self.liveness = Liveness(name, TICK_S)
         self.fencing = Fencing(self.store, FakeIpmi(cluster, self), self.liveness, name, self.standing.actor,  # type: ignore[arg-type]
                                self.cache.current, lambda view: view.hold.hold, self._say, self._utc, "reboot", self._new_id())
@@ -257,7 +257,6 @@ class Daemon:
 
     def _view_changed(self, names: list[str]) -> None:
         self.instances.view_changed(names)
-        self.keepalive.seen(self.cache.current().nodes.get(self.host.name))
         self.due["fence"] = 0.0
 
     def _clock(self) -> float:
@@ -287,7 +286,9 @@ class Daemon:
         raise Killed
 
     def _restore(self) -> None:
-        self.registration.rewrite(self.keepalive.daemonstate)
+        actor = self.standing.actor()
+        if actor is not None:
+            self.registration.rewrite(self.keepalive.daemonstate, actor.mine)
 
     # ------------------------------------------------------------------------------------------------------------ life
 
@@ -295,10 +296,10 @@ class Daemon:
         """As `pvcd.daemon.Daemon.start`, up to `run` or to the wait before it."""
         name, host = self.host.name, self.host
         free = host.hypervisor.free_mib()
-        self.static = {"ipmihostname": name, "ipmiusername": "u", "ipmipassword": "p", "protocol": "0", "memfree": str(free),
+        static = {"ipmihostname": name, "ipmiusername": "u", "ipmipassword": "p", "protocol": "0", "memfree": str(free),
                        "timing": Timing(TICK_S, 6).encode().decode()}
         self.registration = Registration(self.store, host.hypervisor, name, f"{name}{host.boot}", f"machine {name}", self._utc())
-        start, version = self.registration.run(self.static)
+        start, version = self.registration.run(static)
         self.standing.inc = start.inc
         self.standing.set_up(version)
         self._write_state(DaemonState.INIT)

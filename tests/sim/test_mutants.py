@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from . import directed, directed_doubt, directed_fences
 from .mutants import MUTANTS, Mutation
 from .schedule import violation
+from .test_directed import SCHEDULES
 
 SEEDS = 60
 
@@ -15,7 +15,7 @@ SEEDS = 60
 def killer(mutant: Mutation) -> str:
     """What kills the mutant, or ''."""
     with mutant():
-        for schedule in directed.SCHEDULES + directed_doubt.SCHEDULES + directed_fences.SCHEDULES:
+        for schedule in SCHEDULES:
             try:
                 schedule()
             except AssertionError as error:

@@ -13,6 +13,7 @@ from sim.fakezk import FakeServer, FakeZooKeeper
 
 from pvcd import ansiiprint, config, identity, zxid
 from pvcd.cluster import schema
+from pvcd.cluster.errors import Conflict, OutcomeUnknown
 from pvcd.cluster.records import Fence, FenceRecord
 from pvcd.cluster.schema import DaemonState, FencePhase, Unknown
 from pvcd.cluster.store import Store
@@ -87,7 +88,12 @@ class Beat:
         self.exits: list[str] = []
         self.acknowledged: list[float] = []
         self.keepalive = Keepalive(self.store, self.standing, 5.0, lambda: 1.0, lambda: 1234.5, lambda _level, _text: None,
-                                   self.acknowledged.append, self.exits.append, lambda: self.registration.rewrite(self.keepalive.daemonstate), lambda: None)
+                                   self.acknowledged.append, self.exits.append, self.rewrite, lambda: self.store.node("a"), lambda: None)
+
+    def rewrite(self) -> None:
+        actor = self.standing.actor()
+        assert actor is not None
+        self.registration.rewrite(self.keepalive.daemonstate, actor.mine)
 
     @property
     def version(self) -> int:
@@ -151,13 +157,25 @@ def test_a_state_that_is_garbage_or_gone_is_written_again(value: bytes | None) -
     b.keepalive.daemonstate = DaemonState.RUN
     path = schema.node_key("a", "daemonstate")
     b.server.put(path, value) if value is not None else b.server.delete_tree(path)
-    b.keepalive.seen(b.store.node("a"))
+    b.zk.lose = "before"
+    with pytest.raises(OutcomeUnknown):
+        b.keepalive.round()
     b.keepalive.round()
-    assert b.server.text(path) == "run"
+    assert b.server.text(path) == "run", "also when the first try was lost"
     b.server.put(path, "dead")
-    b.keepalive.seen(b.store.node("a"))
     b.keepalive.round()
     assert b.server.text(path) == "dead", "a peer's word is answered by the objection alone"
+
+
+def test_wiped_keys_are_not_written_by_who_may_not_act() -> None:
+    b = Beat()
+    actor = b.standing.actor()
+    assert actor is not None
+    b.server.delete_tree(schema.node("a"))
+    b.fence(Fence("b1/0", FencePhase.FENCED))
+    with pytest.raises(Conflict):
+        b.registration.rewrite(DaemonState.RUN, actor.mine)
+    assert b.server.text(schema.node_key("a", "daemonstate")) is None
 
 
 def test_an_older_zookeeper_is_refused(tmp_path: Path) -> None:
@@ -225,3 +243,4 @@ def test_a_thread_that_died_or_hangs_is_noticed() -> None:
 def test_a_zookeeper_that_goes_back_while_we_run_is_noticed() -> None:
     newest = zxid.Newest()
     assert [newest.went_back(seen) for seen in (0, 5, 9, 0, 9, 8, 10)] == [False, False, False, False, False, True, False]
+    assert newest.seen == 10

@@ -81,17 +81,21 @@ class Registration:
         if start.destroy:
             self._destroy_all()
         self._inc = start.inc
-        self._restore({**values, "incarnation": start.inc})
+        self._store.apply(tuple(self._restored({**values, "incarnation": start.inc})))
         self._bring_up(start, fence)
         return start, self._store.fence(self._node).version
 
     def rewrite(self, state: DaemonState, mine: Change) -> None:
-        """Keys that somebody deleted while this daemon is in `state` come back as they are true now. `mine`: checks that it may still act."""
-        protocol = str(schema.PROTOCOL_VERSION) if state is DaemonState.RUN else "0"
-        self._restore({**self._values, "incarnation": self._inc, "daemonstate": state.value, "protocol": protocol}, mine)
+        """Keys that somebody deleted while this daemon is in `state` come back as they are true now. `mine`: checks that it may still act.
 
-    def _restore(self, values: Mapping[str, str], *checks: Change) -> None:
-        """Create the node and whichever of its keys are missing, and set those in `values`."""
+        Keys that are there stay as they are: meanwhile the main thread may have gone from `init` to `run`, and written so.
+        """
+        protocol = str(schema.PROTOCOL_VERSION) if state is DaemonState.RUN else "0"
+        changes = self._restored({**self._values, "incarnation": self._inc, "daemonstate": state.value, "protocol": protocol})
+        self._store.apply((mine, *(change for change in changes if isinstance(change, Create))))
+
+    def _restored(self, values: Mapping[str, str]) -> list[Change]:
+        """What creates the node and whichever of its keys are missing, and sets those in `values`."""
         node = self._store.node(self._node)
         defaults = {"daemonstate": DaemonState.STOP.value, "domainstate": DomainState.READY.value, "memfree": "0", "memused": "0",
                     "cpuload": "0.0", "runningdomains": "", "domainscount": "0", "keepalive": "0", "libvirtstate": ""}
@@ -104,7 +108,7 @@ class Registration:
                 changes.append(Create(path, value.encode()))
             elif key in values:
                 changes.append(Write(path, value.encode(), ANY))
-        self._store.apply((*checks, *changes))
+        return changes
 
     def _bring_up(self, start: Start, fence: FenceRecord) -> None:
         """The fence and a keepalive, in one transaction: a node that is `up` again after a death has been silent for long, and would

@@ -243,7 +243,10 @@ class Daemon:
 
     def interrupted(self, what: str) -> None:
         """Right before a commit or effect. If this process has died meanwhile, it goes no further."""
-        self.cluster.interrupt(self, what)
+        try:
+            self.cluster.interrupt(self, what)
+        except PVCError as error:  # this process would take it for the answer to its own commit, and go on after its death
+            raise RuntimeError("what the others did meanwhile has failed") from error
         if self.host.daemon is not self:
             raise Killed
 

@@ -60,6 +60,7 @@ class Schedule:
         for name in self.world.names:
             self.world.start_daemon(name)
         self.world.run(2.0)
+        self.store.ensure_roots()  # the dice may have let each daemon die in its registration; then the operator comes first
         for uuid in VMS:
             self.world.define(uuid, dice.choice(self.world.names), memory_mib=dice.choice((512, 5000)))
             self.ordered[uuid] = VMState.START
@@ -215,6 +216,8 @@ class Schedule:
         record = self.store.domain(uuid)
         word = self.dice.choice(("start", "stop", "move", "migrate"))
         self.world.say(f"old client: {word} {uuid[:4]} {target}")
+        if not record.exists:
+            return  # not defined yet: the client says so
         if word in ("start", "stop"):
             self.world.server.put(schema.domain_key(uuid, "state"), word)
             self.ordered[uuid] = VMState(word)

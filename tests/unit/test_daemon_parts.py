@@ -178,6 +178,20 @@ def test_wiped_keys_are_not_written_by_who_may_not_act() -> None:
     assert b.server.text(schema.node_key("a", "daemonstate")) is None
 
 
+def test_wiped_keys_do_not_overtake_the_main_thread() -> None:
+    """It has gone from `init` to `run`, and written so, while the keepalive thread was on its way."""
+    b = Beat()
+    actor = b.standing.actor()
+    assert actor is not None
+    for key, value in (("daemonstate", "run"), ("protocol", "1")):
+        b.server.put(schema.node_key("a", key), value)
+    b.server.delete_tree(schema.node_key("a", "memfree"))
+    b.registration.rewrite(DaemonState.INIT, actor.mine)
+    found = b.store.node("a")
+    assert (found.daemonstate, found.protocol) == (DaemonState.RUN, schema.PROTOCOL_VERSION)
+    assert b.server.text(schema.node_key("a", "memfree")) is not None
+
+
 def test_an_older_zookeeper_is_refused(tmp_path: Path) -> None:
     zxid.refuse_older(tmp_path, 5)
     zxid.keep(tmp_path, 7)

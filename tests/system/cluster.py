@@ -62,9 +62,23 @@ def phase(lab: Lab, node: str) -> str:
     return str(json.loads(found)["phase"]) if found else ""
 
 
+def claimed_by(lab: Lab, vm: str) -> str:
+    found = lab.keys.text(f"/claims/{guests.guest_uuid(vm)}")
+    return str(json.loads(found)["node"]) if found else ""
+
+
 def where(lab: Lab, vm: str) -> list[str]:
     """The nodes on which libvirt shows the VM."""
     return [name for name in lab.names if lab.node(name).pid and vm in lab.domains(name)]
+
+
+def main_pid(lab: Lab, node: str) -> str:
+    return lab.node(node).run("systemctl", "show", "-p", "MainPID", "--value", "pvcd.service").stdout.strip()
+
+
+def heard(recorder: Recorder, vm: str, lives: int) -> None:
+    """The recorder is a moment behind the file."""
+    wait_for(f"the recorder hears life {lives} of {vm}", lambda: len(recorder.testimony(vm).lives) >= lives, 5)
 
 
 def listening(recorder: Recorder, vm: str) -> None:

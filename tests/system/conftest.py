@@ -48,6 +48,23 @@ def lab(running_lab: Lab, recorder: Recorder) -> Lab:
     return running_lab
 
 
+@pytest.fixture
+def quick(lab: Lab) -> Iterator[Lab]:
+    interval(lab, 1)
+    yield lab
+    for name in lab.names:
+        lab.node(name).boot()
+        lab.heal(name)
+    interval(lab, 5)
+
+
+def interval(lab: Lab, seconds: int) -> None:
+    for name in lab.names:
+        lab.await_services(name)
+        lab.node(name).run("sed", "-i", f"s/^keepalive_interval = .*/keepalive_interval = {seconds}/", "/etc/pvc/pvcd.conf")
+        lab.node(name).run("systemctl", "restart", "pvcd.service", timeout_s=90)
+
+
 def mend(lab: Lab) -> None:
     """Power, network, services, ready nodes, no VMs: whatever the test before has left."""
     for name in lab.names:

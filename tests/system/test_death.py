@@ -3,48 +3,24 @@
 """Nodes that die, and nodes that only seem to: nothing runs twice, nothing is lost. With keepalives every second, to be quick."""
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from lablib import guests
 from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from .cluster import Life, migrating, nodes, phase, settles, slowed, started, where, word, words
+from .cluster import Life, claimed_by, heard, migrating, nodes, phase, settles, slowed, started, where, word, words
 
 COMMITTED_S = 40.0
 RECOVERED_S = 40.0
 """The rule at interval 1 is 10 s, measured by the benchmark; here only that it comes about by itself, soon."""
 
 
-@pytest.fixture
-def quick(lab: Lab) -> Iterator[Lab]:
-    interval(lab, 1)
-    yield lab
-    for name in lab.names:
-        lab.node(name).boot()
-        lab.heal(name)
-    interval(lab, 5)
-
-
-def interval(lab: Lab, seconds: int) -> None:
-    for name in lab.names:
-        lab.await_services(name)
-        lab.node(name).run("sed", "-i", f"s/^keepalive_interval = .*/keepalive_interval = {seconds}/", "/etc/pvc/pvcd.conf")
-        lab.node(name).run("systemctl", "restart", "pvcd.service", timeout_s=90)
-
-
 def lives_again(lab: Lab, vm: str, lives: int, timeout_s: float = RECOVERED_S) -> None:
     lab.await_life(vm, lives, timeout_s)
-
-
-def heard(recorder: Recorder, vm: str, lives: int) -> None:
-    """The recorder is a moment behind the file."""
-    wait_for(f"the recorder hears life {lives} of {vm}", lambda: len(recorder.testimony(vm).lives) >= lives, 5)
 
 
 def test_a_power_cut(quick: Lab, recorder: Recorder) -> None:
@@ -92,11 +68,6 @@ def test_the_controller_answers_later(quick: Lab, recorder: Recorder) -> None:
     quick.bmc("hv3").set_mode("slow")
     lives_again(quick, "late1", 2, 75)
     assert not recorder.testimony("late1").doubles
-
-
-def claimed_by(lab: Lab, vm: str) -> str:
-    found = lab.keys.text(f"/claims/{guests.guest_uuid(vm)}")
-    return str(json.loads(found)["node"]) if found else ""
 
 
 MOMENTS: dict[str, Callable[[Lab], bool]] = {

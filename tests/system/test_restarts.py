@@ -13,7 +13,7 @@ from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from .cluster import Life, moving, phase, settles, started, where, word, words
+from .cluster import Life, main_pid, moving, phase, settles, started, where, word, words
 
 
 def kill(lab: Lab, node: str) -> None:
@@ -97,10 +97,6 @@ def test_a_frozen_libvirtd_is_shown_and_pvcd_outlives_it(lab: Lab, recorder: Rec
     life.goes_on()
     lab.pvc("vm", "migrate", "froze1", "-t", "hv2", "--wait", timeout_s=60)
     life.goes_on()
-
-
-def main_pid(lab: Lab, node: str) -> str:
-    return lab.node(node).run("systemctl", "show", "-p", "MainPID", "--value", "pvcd.service").stdout.strip()
 
 
 def trouble(lab: Lab, node: str) -> list[str]:

@@ -11,7 +11,7 @@ ANSWER_S = 5.0
 
 
 class Keys:
-    """Reads keys as the servers have them; blocks for ANSWER_S at most. Writes a VM's words, for orders that our client refuses."""
+    """Reads keys as the servers have them; blocks for ANSWER_S at most. Writes and deletes, where our client would refuse it."""
 
     def __init__(self, hosts: str) -> None:
         self._hosts = hosts
@@ -34,6 +34,10 @@ class Keys:
         failed = [answer for answer in answers if isinstance(answer, Exception)]
         if failed:
             raise failed[0]
+
+    def delete_tree(self, path: str) -> None:
+        """As `zkCli.sh deleteall` does it."""
+        self._connected().delete(path, recursive=True)
 
     def _connected(self) -> KazooClient:
         """The client; a new one if the cluster that the last one knew has ended its session."""

@@ -35,7 +35,8 @@ def init(context: click.Context, yes: bool, force: bool) -> None:
         if alive:
             raise Refusal("The cluster is alive:", f"{', '.join(alive)} sends keepalives.", "Stop pvcd on every node first, or use --force.")
         for root in (schema.DOMAINS, schema.NODES):
-            cluster.zk.delete_tree(root)
+            for name in cluster.store.children(root):
+                cluster.zk.delete_tree(f"{root}/{name}")
         cluster.store.ensure_roots()
         click.echo("The cluster is initialised. Nodes join when pvcd starts on them.")
 

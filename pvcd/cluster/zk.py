@@ -23,6 +23,7 @@ from kazoo.exceptions import (
     KazooException,
     NodeExistsError,
     NoNodeError,
+    NotEmptyError,
     RolledBackError,
     RuntimeInconsistency,
     SessionExpiredError,
@@ -35,7 +36,7 @@ from kazoo.retry import KazooRetry
 from . import schema
 from .errors import Conflict, OutcomeUnknown, TooLarge, Unreachable
 from .multiread import MultiRead
-from .records import MISSING, Change, Check, Create, Value, Write
+from .records import ANY, MISSING, Change, Check, Create, Delete, Value, Write
 
 TRANSACTION_LIMIT = 900 * 1024
 POOL_THREADS = 4
@@ -255,13 +256,28 @@ class ZooKeeper:
                 raise Conflict(change.path, _CONFLICTS.get(type(result), type(result).__name__))
 
     def delete_tree(self, path: str) -> None:
-        """Delete a key and everything below it; nothing if it does not exist. Not one transaction. Raises Unreachable."""
-        for name in self.children(path) or ():
-            self.delete_tree(f"{path}/{name}")
-        try:
-            self._answer(self._client.delete_async(path), time.monotonic() + self._call_timeout_s)
-        except NoNodeError:
-            return
+        """Delete a key and everything below it in one transaction; nothing if it does not exist.
+
+        Tried again while others write below it: a daemon that lives writes its own keys again as soon as some are gone. Raises what
+        `commit` raises; Conflict after as long as one call may take.
+        """
+        deadline = time.monotonic() + self._call_timeout_s
+        while True:
+            doomed = self._tree(path)
+            try:
+                if doomed:
+                    self.commit([Delete(key, ANY) for key in doomed])
+                return
+            except Conflict:
+                if time.monotonic() >= deadline:
+                    raise
+
+    def _tree(self, path: str) -> list[str]:
+        """The keys below `path`, and itself last; empty if it does not exist."""
+        names = self.children(path)
+        if names is None:
+            return []
+        return [key for name in names for key in self._tree(f"{path}/{name}")] + [path]
 
     # --------------------------------------------------------------------------------------------------------- watches
 
@@ -299,7 +315,7 @@ class ZooKeeper:
         return None
 
 
-_CONFLICTS: dict[type[Exception], str] = {NoNodeError: "is gone", NodeExistsError: "exists already"}
+_CONFLICTS: dict[type[Exception], str] = {NoNodeError: "is gone", NodeExistsError: "exists already", NotEmptyError: "has new keys below it"}
 
 
 def _add(transaction: Any, change: Change) -> None:

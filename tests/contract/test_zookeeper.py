@@ -111,6 +111,21 @@ def test_delete_tree(both: Any) -> None:
     assert both.children("/t") == []
 
 
+def test_delete_tree_while_others_write_below_it(real: ZooKeeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`init --force` on a living cluster: daemons write their keys again as soon as these are gone."""
+    listed, late = real.children, ["/t/a/late", "/t/a/later"]
+
+    def children(path: str) -> list[str] | None:
+        found = listed(path)
+        if path == "/t/a" and late:
+            real.commit([Create(late.pop())])
+        return found
+    monkeypatch.setattr(real, "children", children)
+    real.commit([Create("/t/a"), Create("/t/a/b")])
+    real.delete_tree("/t/a")
+    assert not late and listed("/t") == []
+
+
 def test_an_ephemeral_goes_with_its_session(server: ZooKeeperServer, real: ZooKeeper) -> None:
     other = ZooKeeper(server.hosts, 4.0, 2.0)
     other.start(20)

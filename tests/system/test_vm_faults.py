@@ -73,14 +73,19 @@ def test_the_sources_qemu_is_killed_in_the_data_phase(lab: Lab, recorder: Record
 
 @pytest.mark.long
 def test_the_destinations_libvirtd_hangs_in_the_data_phase(lab: Lab, recorder: Recorder) -> None:
-    life = moving(lab, recorder, "gone2")
+    """Nobody can ask it who has the guest, so nobody starts it; once it answers, the guest runs once, here or there."""
+    moving(lab, recorder, "gone2")
+    lives = len(recorder.testimony("gone2").lives)
     lab.node("hv2").run("pkill", "-STOP", "-x", "libvirtd")
     try:
-        settles(lab, "gone2", "start", "hv1", timeout_s=120)
+        time.sleep(45)
+        assert len(recorder.testimony("gone2").lives) == lives
     finally:
         lab.node("hv2").run("pkill", "-CONT", "-x", "libvirtd")
-    wait_for("the half copy is gone", lambda: where(lab, "gone2") == ["hv1"], 60, 0.5)
-    life.goes_on()
+    wait_for("it runs in one place", lambda: info(lab, "gone2")["state"] == "start" and where(lab, "gone2") == [claimed_by(lab, "gone2")], 60, 0.5)
+    wait_for("it speaks", lambda: recorder.testimony("gone2").life.times[-1] > time.monotonic() - 1, 30, 0.2)  # type: ignore[union-attr]
+    found = recorder.testimony("gone2")
+    assert len(found.lives) <= lives + 1 and not found.doubles
 
 
 @pytest.mark.long
@@ -95,7 +100,7 @@ def test_a_stop_during_a_migration(lab: Lab, recorder: Recorder) -> None:
 def test_another_migration_during_a_migration(lab: Lab, recorder: Recorder) -> None:
     life = moving(lab, recorder, "during2")
     refused = lab.pvc("vm", "migrate", "during2", "-t", "hv3", check=False)
-    assert refused.returncode == 4 and "migrated already" in refused.stderr, refused
+    assert refused.returncode == 4 and "it is being migrated" in refused.stderr, refused
     settles(lab, "during2", "start", "hv2", "hv1")
     wait_for("it has arrived", lambda: where(lab, "during2") == ["hv2"], 60, 0.5)
     life.goes_on()

@@ -19,6 +19,22 @@ def restarting(cluster: Cluster, seconds: float, name: str) -> None:
         cluster.start_daemon(name)
 
 
+def source_restarts_late_in_doubt() -> None:
+    """The destination runs it and cannot say so; pvcd at the source is slow, dies before it has asked, and takes its time to start: found
+    by seed 7273775. Two ticks of the new process's own would be more than libvirt waits.
+    """
+    cluster = world()
+    cluster.fabric.advance(finishing(cluster), lost=True, resumed=True)
+    cluster.hosts["c"].zk.cut()
+    turns(cluster, 13.0, "c")
+    cluster.stop_daemon("a")
+    turns(cluster, 8.5, "c")
+    cluster.start_daemon("a")
+    turns(cluster, 12.0, "a", "c")
+    once(cluster, "c")
+    rest(cluster)
+
+
 def reply_lost_all_linked() -> None:
     """The reply to the last step is lost; everybody is linked: the destination claims, the source drops its paused copy."""
     cluster = world()
@@ -137,5 +153,5 @@ def destination_reboots_before_the_call() -> None:
 
 
 SCHEDULES: tuple[Callable[[], None], ...] = (
-    reply_lost_all_linked, reply_lost_source_cut, reply_lost_source_cut_and_its_daemon_dies, reply_lost_source_being_fenced,
+    reply_lost_all_linked, source_restarts_late_in_doubt, reply_lost_source_cut, reply_lost_source_cut_and_its_daemon_dies, reply_lost_source_being_fenced,
     reply_lost_source_being_fenced_and_its_daemon_dies, claim_moved_then_source_cut, reply_lost_destination_cut, destination_reboots_before_the_call)

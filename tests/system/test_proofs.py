@@ -26,14 +26,14 @@ def signal(lab: Lab, node: str, name: str) -> None:
 
 def no_controller(lab: Lab, node: str) -> None:
     lab.node(node).run("sh", "-c", "sed -i.kept '/^ipmi_/d' /etc/pvc/pvcd.conf && systemctl restart pvcd.service", timeout_s=90)
-    wait_for(f"{node} has no controller", lambda: nodes(lab)[node]["fencing"] == "none", 30, 0.5)
+    wait_for(f"{node} has no controller", lambda: nodes(lab)[node]["bmc"] == "none", 30, 0.5)
 
 
 @pytest.mark.parametrize("controller", ["dead", "none"])
 def test_power_and_controller_die_together(quick: Lab, recorder: Recorder, controller: str) -> None:
     """Nobody can prove it: its VM waits, people see why and what to do, and an operator's word is the proof."""
     started(quick, "both1", "hv3")
-    lives = len(recorder.testimony("both1").lives)
+    lives = len(quick.testimony("both1").lives)
     try:
         if controller == "none":
             no_controller(quick, "hv3")
@@ -83,7 +83,7 @@ def test_a_controller_lies_and_the_node_is_linked(quick: Lab, recorder: Recorder
 def test_a_controller_lies_and_the_node_is_cut_off(quick: Lab, recorder: Recorder) -> None:
     """Outside what PVC can promise: for a while two copies run. When the node is back it destroys its own at once, and does not take part."""
     started(quick, "liar2", "hv3")
-    lives = len(recorder.testimony("liar2").lives)
+    lives = len(quick.testimony("liar2").lives)
     quick.bmc("hv3").set_mode("lie-off")
     quick.cut("hv3")
     quick.await_life("liar2", lives + 1, COMMITTED_S + RECOVERED_S)
@@ -99,7 +99,7 @@ def test_the_janitor_sleeps_in_the_middle(lab: Lab, recorder: Recorder) -> None:
     """Its session ends, another goes on; when it wakes, nothing of what it still holds does harm, and nobody fences it."""
     for vm in ("sleep1", "sleep2"):
         started(lab, vm, "hv3")
-    lives = {vm: len(recorder.testimony(vm).lives) for vm in ("sleep1", "sleep2")}
+    lives = {vm: len(lab.testimony(vm).lives) for vm in ("sleep1", "sleep2")}
     lab.bmc("hv3").set_mode("slow")
     lab.cut("hv3")
     wait_for("a fence is committed", lambda: phase(lab, "hv3") == "fencing", COMMITTED_S, 0.05)
@@ -132,7 +132,7 @@ def test_the_watchdog_ends_a_frozen_daemon(lab: Lab, recorder: Recorder) -> None
 
 def test_a_frozen_daemon_without_a_watchdog_is_fenced(quick: Lab, recorder: Recorder) -> None:
     started(quick, "dog2", "hv3")
-    lives = len(recorder.testimony("dog2").lives)
+    lives = len(quick.testimony("dog2").lives)
     quick.node("hv3").run("sh", "-c", f"mkdir -p {DROP_IN} && cat > {DROP_IN}/dog.conf && systemctl daemon-reload && systemctl restart pvcd.service",
                           stdin="[Service]\nWatchdogSec=0\n", timeout_s=90)
     try:
@@ -163,8 +163,8 @@ def test_every_host_loses_its_power(lab: Lab, recorder: Recorder) -> None:
     """Six VMs: each runs once again, where it was, and nobody is fenced."""
     homes = {f"all{number}": lab.names[number % 3] for number in range(6)}
     for vm, home in homes.items():
-        started(lab, vm, home, memory_mib=64)
-    lives = {vm: len(recorder.testimony(vm).lives) for vm in homes}
+        started(lab, vm, home)
+    lives = {vm: len(lab.testimony(vm).lives) for vm in homes}
     for name in lab.names:
         lab.kill(name)
     for name in lab.names:

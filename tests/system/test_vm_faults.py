@@ -17,7 +17,7 @@ from .cluster import Life, claimed_by, heard, info, listening, main_pid, moving,
 
 def test_a_guest_that_powers_itself_off_is_started_again(lab: Lab, recorder: Recorder) -> None:
     started(lab, "selfoff1", "hv1")
-    lives = len(recorder.testimony("selfoff1").lives)
+    lives = len(lab.testimony("selfoff1").lives)
     listening(recorder, "selfoff1")
     lab.node("hv1").run("virsh", "-q", "shutdown", "selfoff1")
     lab.await_life("selfoff1", lives + 1)
@@ -63,7 +63,7 @@ def test_one_guest_whose_monitor_hangs(lab: Lab, recorder: Recorder) -> None:
 @pytest.mark.long
 def test_the_sources_qemu_is_killed_in_the_data_phase(lab: Lab, recorder: Recorder) -> None:
     moving(lab, recorder, "gone1")
-    lives = len(recorder.testimony("gone1").lives)
+    lives = len(lab.testimony("gone1").lives)
     lab.node("hv1").run("pkill", "-9", "-f", "guest=gone1,")
     lab.await_life("gone1", lives + 1, 60)
     heard(recorder, "gone1", lives + 1)
@@ -75,11 +75,11 @@ def test_the_sources_qemu_is_killed_in_the_data_phase(lab: Lab, recorder: Record
 def test_the_destinations_libvirtd_hangs_in_the_data_phase(lab: Lab, recorder: Recorder) -> None:
     """Nobody can ask it who has the guest, so nobody starts it; once it answers, the guest runs once, here or there."""
     moving(lab, recorder, "gone2")
-    lives = len(recorder.testimony("gone2").lives)
+    lives = len(lab.testimony("gone2").lives)
     lab.node("hv2").run("pkill", "-STOP", "-x", "libvirtd")
     try:
         time.sleep(45)
-        assert len(recorder.testimony("gone2").lives) == lives
+        assert len(lab.testimony("gone2").lives) == lives
     finally:
         lab.node("hv2").run("pkill", "-CONT", "-x", "libvirtd")
     wait_for("it runs in one place", lambda: info(lab, "gone2")["state"] == "start" and where(lab, "gone2") == [claimed_by(lab, "gone2")], 60, 0.5)

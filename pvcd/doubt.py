@@ -45,7 +45,8 @@ class Doubt:
                 if now - since >= (1 if inherited else 2) * self._tick_s and (inherited or not asks):
                     why = "an earlier daemon left it" if inherited else "this node cannot ask who has it"
                     # Said each second while libvirt does not do it: somebody may have to.
-                    self._say(Level.CRITICAL, f"{uuid}: a paused copy is in doubt, and {why}: it goes before libvirt wakes it")
+                    self._say(Level.CRITICAL, f"{uuid}: a paused copy is in doubt, and {why}: it is destroyed before libvirt wakes it. "
+                              "The guest goes on where it has arrived, or is started again")
                     self._hypervisor.destroy(uuid)
         except (HypervisorError, HypervisorUnknown):
             return  # a libvirt that does not answer is told of by whoever collects the statistics; nothing can be done here

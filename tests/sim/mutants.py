@@ -133,6 +133,11 @@ def doubt_ends_with_the_process() -> Any:
     return mock.patch("pvcd.doubt.Doubt.pending", property(lambda _self: False))
 
 
+def inheritance_counts_anew() -> Any:
+    """A copy that an earlier process left in doubt gets the patience of a new one."""
+    return mock.patch("pvcd.doubt.Doubt._inherited", property(lambda _self: set(), lambda _self, _uuids: None), create=True)
+
+
 def no_later_life() -> Any:
     """The death of the life that agreed is taken as a proof that the machine has no copy."""
     def has_no_copy(view: records.View, op: records.Operation) -> bool:
@@ -213,6 +218,7 @@ def flushed_too_early() -> Any:
 
 MUTANTS: tuple[Mutation, ...] = (
     no_mine, no_claim_version, no_gate, no_keepalive_in_commit, early_death, no_read_back, one_reading, no_identity, no_query,
-    no_surrender, no_surrender_when_cut_off, doubt_ends_with_the_process, no_later_life, no_rollback, no_doubt, no_adoption, cold_rehoming,
+    no_surrender, no_surrender_when_cut_off, doubt_ends_with_the_process, inheritance_counts_anew,
+    no_later_life, no_rollback, no_doubt, no_adoption, cold_rehoming,
     no_objection, no_exit,
     no_brake, no_freshness, no_resumption, flushed_too_early)

@@ -81,7 +81,7 @@ class Registration:
         if start.destroy:
             self._destroy_all()
         self._inc = start.inc
-        self._store.apply(tuple(self._restored({**values, "incarnation": start.inc})))
+        self._store.apply(self._restored({**values, "incarnation": start.inc}))
         self._bring_up(start, fence)
         return start, self._store.fence(self._node).version
 

@@ -62,7 +62,16 @@ def phase(lab: Lab, node: str) -> str:
     return str(json.loads(found)["phase"]) if found else ""
 
 
+def nobody_is_fenced(lab: Lab, for_s: float) -> None:
+    """For a while no fence is committed."""
+    until = time.monotonic() + for_s
+    while time.monotonic() < until:
+        assert all(phase(lab, name) in ("up", "") for name in lab.names)
+        time.sleep(0.5)
+
+
 def claimed_by(lab: Lab, vm: str) -> str:
+    """The node that holds the VM's claim; '' if it is free."""
     found = lab.keys.text(f"/claims/{guests.guest_uuid(vm)}")
     return str(json.loads(found)["node"]) if found else ""
 
@@ -73,6 +82,7 @@ def where(lab: Lab, vm: str) -> list[str]:
 
 
 def main_pid(lab: Lab, node: str) -> str:
+    """The process that systemd takes for the node's pvcd; '0' if there is none."""
     return lab.node(node).run("systemctl", "show", "-p", "MainPID", "--value", "pvcd.service").stdout.strip()
 
 

@@ -50,6 +50,7 @@ def lab(running_lab: Lab, recorder: Recorder) -> Lab:
 
 @pytest.fixture
 def quick(lab: Lab) -> Iterator[Lab]:
+    """The lab with keepalives every second, for this test."""
     interval(lab, 1)
     yield lab
     for name in lab.names:
@@ -59,6 +60,7 @@ def quick(lab: Lab) -> Iterator[Lab]:
 
 
 def interval(lab: Lab, seconds: int) -> None:
+    """Restart every pvcd with this keepalive_interval."""
     for name in lab.names:
         lab.await_services(name)
         lab.node(name).run("sed", "-i", f"s/^keepalive_interval = .*/keepalive_interval = {seconds}/", "/etc/pvc/pvcd.conf")

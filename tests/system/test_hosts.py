@@ -15,7 +15,7 @@ from lablib.lab import Lab, four_letter_word
 from lablib.machine import CGROUPS
 from lablib.witness import Recorder
 
-from .cluster import Life, info, moving, nodes, phase, settles, started, where, word
+from .cluster import Life, info, moving, nobody_is_fenced, nodes, settles, started, where, word
 
 pytestmark = pytest.mark.long
 
@@ -38,14 +38,6 @@ def file_changed(lab: Lab, node: str, path: str, script: str) -> Iterator[None]:
         yield
     finally:
         lab.node(node).run("sh", "-c", f"cat /tmp/kept > {path}")
-
-
-def nobody_is_fenced(lab: Lab, for_s: float) -> None:
-    """For a while no fence is committed."""
-    until = time.monotonic() + for_s
-    while time.monotonic() < until:
-        assert all(phase(lab, name) in ("up", "") for name in lab.names)
-        time.sleep(0.5)
 
 
 # ---------------------------------------------------------------------------------------------------------------- disks

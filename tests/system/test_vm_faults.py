@@ -12,7 +12,7 @@ from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from .cluster import Life, claimed_by, heard, info, listening, main_pid, moving, phase, settles, started, where, word
+from .cluster import Life, claimed_by, heard, info, listening, main_pid, moving, nobody_is_fenced, phase, settles, started, where, word
 
 
 def test_a_guest_that_powers_itself_off_is_started_again(lab: Lab, recorder: Recorder) -> None:
@@ -25,11 +25,12 @@ def test_a_guest_that_powers_itself_off_is_started_again(lab: Lab, recorder: Rec
     assert not recorder.testimony("selfoff1").doubles
 
 
-def test_the_destination_has_that_uuid_under_another_name(lab: Lab, recorder: Recorder) -> None:
+def test_a_copy_under_another_name_that_nobody_ordered_goes(lab: Lab, recorder: Recorder) -> None:
+    """Its UUID is claimed by another node: pvcd destroys it before anybody could migrate onto it, and the claimed one lives on."""
     started(lab, "same1", "hv1")
     life = Life(lab, recorder, "same1")
     other = guests.kernel_guest("same1").replace("<name>same1</name>", "<name>other1</name>").replace("/srv/shared/serial/same1", "/dev/null")
-    lab.node("hv2").run("systemctl", "stop", "pvcd.service", timeout_s=60)  # it would destroy what is not its own
+    lab.node("hv2").run("systemctl", "stop", "pvcd.service", timeout_s=60)  # else it would be gone before it is suspended
     try:
         lab.node("hv2").run("sh", "-c", "cat > /tmp/other.xml && virsh -q create /tmp/other.xml && virsh -q suspend other1", stdin=other)
     finally:
@@ -138,9 +139,8 @@ def test_init_on_a_living_cluster(lab: Lab, recorder: Recorder) -> None:
     lab.pvc("init", "--yes", "--force")
     wait_for("the nodes' keys are back", lambda: all(
         (word(lab, name, "daemonstate"), word(lab, name, "protocol")) == ("run", "1") for name in lab.names), 30, 0.5)
-    time.sleep(35)
+    nobody_is_fenced(lab, 35)
     life.goes_on()
-    assert all(phase(lab, name) == "up" for name in lab.names)
     assert [main_pid(lab, name) for name in lab.names] == before
     lab.define("init2", "hv2")
     lab.pvc("vm", "start", "init2", "--wait", timeout_s=60)

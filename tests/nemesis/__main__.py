@@ -13,12 +13,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "lab"))
 
 from lablib.host import LabError
+from lablib.journals import TRACEBACK, Journals
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
 from . import checker, faults
 from .history import History, Sampler
-from .journals import Journals
 from .run import VMS, Nemesis
 
 STOPPERS = (LabError, subprocess.TimeoutExpired, OSError)
@@ -52,8 +52,12 @@ def main() -> int:
         print(f"{time.monotonic() - started:7.1f} s  {text}", flush=True)
     for vm in VMS:
         (lab.shared / "serial" / vm).unlink(missing_ok=True)
-    sampler, journals = Sampler(lab.zookeeper, lab.names, history), Journals(lab, history, arguments.history.with_suffix(".journals"))
-    with Recorder(lab.shared / "serial") as recorder:
+    with Recorder(lab.shared / "serial") as recorder, arguments.history.with_suffix(".journals").open("w", encoding="utf-8") as kept:
+        def heard(node: str, line: str) -> None:
+            print(f"{history.now:9.3f} {node} {line}", file=kept, flush=True)
+            if TRACEBACK in line:
+                history.add("traceback", what=f"{node}: {line}")
+        sampler, journals = Sampler(lab.zookeeper, lab.names, history), Journals(lab, heard)
         journals.start()
         sampler.start()
         nemesis = Nemesis(lab, recorder, history, journals, arguments.seed, say)

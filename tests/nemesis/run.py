@@ -13,13 +13,13 @@ from typing import Any
 
 from lablib.guests import guest_uuid
 from lablib.host import LabError, wait_for
+from lablib.journals import Journals
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
 from . import faults, orders
 from .checker import disk_trouble
 from .history import History
-from .journals import Journals
 
 VMS = {f"nem{number}": f"hv{1 + number % 3}" for number in range(6)}
 DISKS = [vm for number, vm in enumerate(VMS) if number % 2 == 0]

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (C) 2026 The PVC developers
-"""One lab for all system tests, witnesses that listen from the first moment, and a clean cluster before each test.
+"""One lab for all system tests, witnesses that listen from the first moment, a clean cluster before each test, and no traceback after it.
 
 PVC_LAB=NAME uses a lab that is up already, and leaves it up.
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from lablib.host import wait_for
+from lablib.journals import TRACEBACK, Journals
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
@@ -40,6 +41,28 @@ def recorder(running_lab: Lab) -> Iterator[Recorder]:
         path.unlink()  # of an earlier run in the same lab
     with Recorder(running_lab.shared / "serial") as recorder:
         yield recorder
+
+
+@pytest.fixture(scope="session")
+def said(running_lab: Lab, recorder: Recorder) -> Iterator[list[str]]:
+    """What the daemons say, and go on saying: lines of their journals, each begins with the node's name."""
+    lines: list[str] = []
+    journals = Journals(running_lab, lambda node, line: lines.append(f"{node}: {line}"))
+    journals.start()
+    wait_for("every journal is read", journals.followed, 60)
+    yield lines
+    wait_for("every journal is read", journals.followed, 60)
+    journals.stop()
+
+
+@pytest.fixture(autouse=True)
+def no_traceback(request: pytest.FixtureRequest, said: list[str]) -> Iterator[None]:
+    """No daemon prints one, whatever a test does to it; one that means to have one is marked `traceback`."""
+    before = len(said)
+    yield
+    printed = [number for number in range(before, len(said)) if TRACEBACK in said[number]]
+    if not request.node.get_closest_marker("traceback"):
+        assert not printed, "\n".join(said[printed[0]:printed[0] + 30])
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (C) 2026 The PVC developers
 """Follows the daemons' journals while they are written: a node of the lab loses its journal with its power, and what a daemon said
-before it would never be read. Keeps all of it in a file, to look up what a violation was about.
+before it would never be read.
 """
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import signal
 import subprocess
 import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
 
-from lablib.lab import Lab
-from lablib.machine import Machine
-
-from .history import History
+from .lab import Lab
+from .machine import Machine
 
 FOLLOW = ("journalctl", "--follow", "--lines=all", "--unit=pvcd.service", "--output=cat", "--no-pager")
+TRACEBACK = "Traceback (most recent call last)"
 
 
 class Journals:
-    """One thread per node, which begins anew with each boot of it."""
+    """One thread per node, which begins anew with each boot of it. `heard(node, line)` is called for one line at a time, in these threads."""
 
-    def __init__(self, lab: Lab, history: History, path: Path) -> None:
-        self._lab, self._history, self._file, self._since = lab, history, path.open("w", encoding="utf-8"), int(time.time())
+    def __init__(self, lab: Lab, heard: Callable[[str, str], None]) -> None:
+        self._lab, self._heard, self._since = lab, heard, int(time.time())
         self._lock, self._stopping = threading.Lock(), False
         self._followed: dict[str, subprocess.Popen[str]] = {}
         self._threads = [threading.Thread(target=self._run, args=(lab.node(name),), daemon=True) for name in lab.names]
@@ -34,7 +33,7 @@ class Journals:
             thread.start()
 
     def stop(self) -> None:
-        """What a daemon says at this moment is still read."""
+        """What a daemon says at this moment is still read. Blocks for some 2 s."""
         threading.Event().wait(1)
         self._stopping = True
         for follower in list(self._followed.values()):
@@ -42,7 +41,6 @@ class Journals:
                 os.killpg(follower.pid, signal.SIGKILL)  # nsenter, and the journalctl that it has started
         for thread in self._threads:
             thread.join(5)
-        self._file.close()
 
     def followed(self) -> bool:
         """Every node's journal is being read."""
@@ -63,11 +61,5 @@ class Journals:
             self._followed[name] = follower
             assert follower.stdout is not None
             for line in follower.stdout:
-                self._heard(name, line.rstrip("\n"))
-
-    def _heard(self, name: str, line: str) -> None:
-        with self._lock:
-            self._file.write(f"{self._history.now:9.3f} {name} {line}\n")
-            self._file.flush()
-        if "Traceback" in line:
-            self._history.add("traceback", what=f"{name}: {line}")
+                with self._lock:
+                    self._heard(name, line.rstrip("\n"))

@@ -62,7 +62,7 @@ def no_traceback(request: pytest.FixtureRequest, said: list[str]) -> Iterator[No
     yield
     printed = [number for number in range(before, len(said)) if TRACEBACK in said[number]]
     if not request.node.get_closest_marker("traceback"):
-        assert not printed, "\n".join(said[printed[0]:printed[0] + 30])
+        assert not printed, "\n".join(said[printed[0]:printed[0] + 60])
 
 
 @pytest.fixture

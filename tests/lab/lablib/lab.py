@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .keys import Keys
 
 SUBNETS = range(200, 250)
+RELAY, RELAY_PORT = "lab-relay.service", 2180
 
 
 @dataclass
@@ -229,7 +230,7 @@ class Lab:
     def heal(self, node: str) -> None:
         """Plug the network cable in again, and lift what `block` has blocked."""
         sh("ip", "link", "set", f"vb-{self.node(node).label}", "master", self.prefix)
-        self.node(node).run("iptables", "-F", check=False)
+        self.node(node).run("sh", "-c", f"iptables -F; iptables -t nat -F; systemctl stop {RELAY}", check=False)
 
     def block(self, node: str, ports: int | str) -> None:
         """Drop what the node sends to, and receives for, one TCP port or a range `A:B`, both as client and as server."""
@@ -242,6 +243,14 @@ class Lab:
         """Lose this share of the packets that the node receives, and of those that it sends."""
         for chain, side in (("INPUT", "-i"), ("OUTPUT", "-o")):
             self.node(node).run("iptables", "-A", chain, side, "host0", "-m", "statistic", "--mode", "random", "--probability", str(share), "-j", "DROP")
+
+    def delay(self, node: str, seconds: float) -> None:
+        """Every byte that the node's ZooKeeper clients send or get from now on, by new connections, is so late."""
+        relay = "/run/relay.py"
+        self.node(node).run("sh", "-c", f"cat > {relay} && systemd-run -q --unit={RELAY} --uid=nobody /usr/bin/python3 {relay} {RELAY_PORT} {seconds}",
+                            stdin=(Path(__file__).parent / "relay.py").read_text())
+        self.node(node).run("iptables", "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "--dport", "2181", "-m", "owner", "!", "--uid-owner", "nobody",
+                            "-j", "REDIRECT", "--to-ports", str(RELAY_PORT))
 
     def silence(self, node: str, direction: str) -> None:
         """Drop everything that the node receives (`direction` INPUT), or that it sends (OUTPUT)."""

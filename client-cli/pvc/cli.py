@@ -77,4 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _told(error: Exception) -> Any:
     if isinstance(error, errors.Conflict):
         return f"{error} by another client or by the cluster; nothing was written. Look, and try again."
+    if isinstance(error, errors.OutcomeUnknown):
+        return f"{error}. Look what became of it, and give the order again if need be."
     return error

@@ -85,7 +85,7 @@ def test_the_janitor_dies_in_the_middle(quick: Lab, recorder: Recorder, moment: 
     vms = ("next1", "next2", "next3")
     for vm in vms:
         started(quick, vm, "hv3")
-    lives = {vm: len(recorder.testimony(vm).lives) for vm in vms}
+    lives = {vm: len(quick.testimony(vm).lives) for vm in vms}
     if moment == "before the power-off":
         quick.bmc("hv3").set_mode("slow")
     quick.cut("hv3")
@@ -106,7 +106,7 @@ def test_the_janitor_dies_in_the_middle(quick: Lab, recorder: Recorder, moment: 
 def test_a_host_loses_power_in_the_middle_of_a_migration(quick: Lab, recorder: Recorder, victim: str) -> None:
     """The guest ends up running once: elsewhere if the source died, else in its old life where it was."""
     started(quick, "mid1", "hv3")
-    lives = len(recorder.testimony("mid1").lives)
+    lives = len(quick.testimony("mid1").lives)
     life = Life(quick, recorder, "mid1")
     slowed(quick, "mid1", "hv3")
     quick.pvc("vm", "migrate", "mid1", "-t", "hv2")
@@ -161,7 +161,7 @@ def test_five_minutes_cut_off_without_a_proof(lab: Lab, recorder: Recorder, firs
 def test_a_daemon_that_cannot_start_any_more(quick: Lab, recorder: Recorder) -> None:
     """A broken upgrade: the journal says why, the node falls silent, is fenced, and its VM lives on elsewhere."""
     started(quick, "broken1", "hv3")
-    lives, module = len(recorder.testimony("broken1").lives), "/usr/share/pvc/pvcd/planner.py"
+    lives, module = len(quick.testimony("broken1").lives), "/usr/share/pvc/pvcd/planner.py"
     quick.node("hv3").run("mv", module, f"{module}.kept")
     try:
         quick.node("hv3").run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", "pvcd.service")

@@ -229,6 +229,24 @@ def test_a_lost_race_is_told(pvc: Pvc, monkeypatch: pytest.MonkeyPatch) -> None:
     assert code == 4 and "changed meanwhile to 'failed'" in err
 
 
+@pytest.mark.parametrize("lost", ["before", "after"])
+def test_a_lost_answer_is_told(pvc: Pvc, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    """Nobody knows whether it was written; the same order again is right in both cases."""
+    pvc.define()
+    original = FakeZooKeeper.commit
+
+    def losing(self: FakeZooKeeper, changes: Any) -> None:
+        self.lose = lost
+        original(self, changes)
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeZooKeeper, "commit", losing)
+        code, _, err = pvc("vm", "start", "web1")
+    assert code == 1 and "answer was lost. Look what became of it" in err
+    assert pvc.words()[0] == ("stop" if lost == "before" else "start")
+    code, out, _ = pvc("vm", "start", "web1")
+    assert code == 0 and ("already" in out) == (lost == "after") and pvc.words()[0] == "start"
+
+
 def test_usage_and_interruption(pvc: Pvc, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pvc("vm", "start")[0] == 2 and pvc("nonsense")[0] == 2 and pvc("vm", "list", "-f", "yaml")[0] == 2
     monkeypatch.setattr(Store, "domains", lambda _self: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 from lablib.guests import guest_uuid
@@ -89,6 +90,7 @@ class Nemesis:
             self._attempt(f"ZooKeeper and libvirt of {name} serve", lambda name=name: self.lab.await_services(name) or True)  # type: ignore[misc]
             self.lab.node(name).run("systemctl", "start", "libvirtd.service", "pvcd.service", check=False, timeout_s=90)
         self._attempt("every node runs and is up", lambda: all(row["daemonstate"] == "run" and row["fence"] == "up" for row in self._rows("node")))
+        settled = self.history.now
         self.history.add("settled")
         for name in self.lab.names:  # only now: a controller that answers earlier cuts the power of a node in doubt
             if self.lab.bmc(name).mode != "ok" or self.lab.bmc(name).pid is None:
@@ -96,8 +98,14 @@ class Nemesis:
         for name in self.lab.names:
             self._attempt(f"{name} is ready", lambda name=name: self._pvc("node", "ready", name)[0] == 0)  # type: ignore[misc]
         self._attempt("every node is ready", lambda: all(row["domainstate"] == "ready" for row in self._rows("node")))
+        self._attempt("every keepalive is seen again", lambda: self._keepalives_since(settled) >= set(self.lab.names))
         self._attempt("the VMs are looked at", self._found)
         self._attempt("every VM is ordered to run", self._started)
+
+    def _keepalives_since(self, moment: float) -> set[str]:
+        """Whose the sampler has seen. It connects again some seconds after the daemons do, and the judge takes it for blind until then."""
+        later = takewhile(lambda event: event["at"] >= moment, reversed(self.history.events))
+        return {event["path"].split("/")[2] for event in later if event["kind"] == "key" and event["path"].endswith("/keepalive")}
 
     def _found(self) -> bool:
         """Write down how the VMs are, before anything is repaired."""

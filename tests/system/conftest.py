@@ -45,7 +45,7 @@ def recorder(running_lab: Lab) -> Iterator[Recorder]:
 
 @pytest.fixture(scope="session")
 def said(running_lab: Lab, recorder: Recorder) -> Iterator[list[str]]:
-    """What the daemons say, and go on saying: lines of their journals, each begins with the node's name."""
+    """What the daemons have said since the last test: lines of their journals, each begins with the node's name."""
     lines: list[str] = []
     journals = Journals(running_lab, lambda node, line: lines.append(f"{node}: {line}"))
     journals.start()
@@ -53,16 +53,18 @@ def said(running_lab: Lab, recorder: Recorder) -> Iterator[list[str]]:
     yield lines
     wait_for("every journal is read", journals.followed, 60)
     journals.stop()
+    assert not [line for line in lines if TRACEBACK in line], lines
 
 
 @pytest.fixture(autouse=True)
 def no_traceback(request: pytest.FixtureRequest, said: list[str]) -> Iterator[None]:
     """No daemon prints one, whatever a test does to it; one that means to have one is marked `traceback`."""
-    before = len(said)
     yield
-    printed = [number for number in range(before, len(said)) if TRACEBACK in said[number]]
+    lines = said[:]
+    del said[:len(lines)]  # what is heard later is the next test's
+    printed = [number for number, line in enumerate(lines) if TRACEBACK in line]
     if not request.node.get_closest_marker("traceback"):
-        assert not printed, "\n".join(said[printed[0]:printed[0] + 60])
+        assert not printed, "\n".join(lines[printed[0]:printed[0] + 60])
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from lablib.lab import Lab, four_letter_word
 from lablib.machine import CGROUPS
 from lablib.witness import Recorder
 
-from .cluster import Life, claimed_by, info, moving, nobody_is_fenced, nodes, settles, started, where, word
+from .cluster import Life, claimed_by, info, moving, nobody_is_fenced, nodes, settles, started, timed, where, word
 
 pytestmark = pytest.mark.long
 
@@ -37,7 +37,8 @@ def file_changed(lab: Lab, node: str, path: str, script: str) -> Iterator[None]:
     try:
         yield
     finally:
-        lab.node(node).run("sh", "-c", f"cat {path}.kept > {path}")
+        lab.node(node).boot()
+        lab.node(node).run("sh", "-c", f"cat {path}.kept > {path} && rm {path}.kept")
 
 
 # ---------------------------------------------------------------------------------------------------------------- disks
@@ -124,6 +125,7 @@ def test_half_a_second_to_zookeeper_and_half_a_second_back(lab: Lab, recorder: R
     started(lab, "slow1", "hv3")
     life = Life(lab, recorder, "slow1")
     lab.delay("hv3", 0.5)
+    assert timed(lambda: lab.pvc("vm", "list", node="hv3")) > 2, "nothing is late"
     lab.node("hv3").run("systemctl", "restart", "pvcd.service", timeout_s=90)
     nobody_is_fenced(lab, 60)
     lab.pvc("vm", "migrate", "slow1", "-t", "hv1", "--wait", timeout_s=90)
@@ -210,9 +212,10 @@ def test_a_qemu_that_does_not_let_itself_be_flushed(lab: Lab, recorder: Recorder
     with stuck(lab, "hv1", "stuck2"):
         done = lab.pvc("node", "flush", "hv1", "--wait", "--timeout", "30", check=False, timeout_s=60)
         assert done.returncode == 124 and "1 VMs here" in done.stderr, done
-        assert claimed_by(lab, "stuck2") == "hv1" and word(lab, "hv1", "domainstate") in ("flush", "flushed")
+        assert claimed_by(lab, "stuck2") == "hv1" and word(lab, "hv1", "domainstate") == "flush"
         nobody_is_fenced(lab, 30)
     wait_for("it runs elsewhere", lambda: where(lab, "stuck2") in (["hv2"], ["hv3"]), 120, 0.5)
+    wait_for("hv1 is flushed", lambda: word(lab, "hv1", "domainstate") == "flushed", 30)
     life.goes_on(120)
 
 

@@ -88,9 +88,9 @@ class Keepalive:
             self._commit((actor.mine, *self._alive(), *self._lost_word()))
         else:
             self._standing.set_down()
-            self._commit(fences.back_up(self._standing.node, fence, (*self._alive(), self._word())))
-            self._say(Level.CRITICAL, f"{self._standing.node} was being fenced and is alive: it objected, and keeps its VMs")
-            self._wake.set()
+            if self._commit(fences.back_up(self._standing.node, fence, (*self._alive(), self._word()))):
+                self._say(Level.CRITICAL, f"{self._standing.node} was being fenced and is alive: it objected, and keeps its VMs")
+                self._wake.set()
 
     def _alive(self) -> tuple[Change, ...]:
         node = self._standing.node
@@ -105,7 +105,8 @@ class Keepalive:
         own = self._own()
         return () if own is None or isinstance(own.daemonstate, DaemonState) else (self._word(),)
 
-    def _commit(self, changes: tuple[Change, ...]) -> None:
+    def _commit(self, changes: tuple[Change, ...]) -> bool:
+        """False if the race was lost: nothing was written."""
         try:
             self._store.apply(changes)
         except Conflict as lost:
@@ -115,9 +116,10 @@ class Keepalive:
             if not self._lost:
                 self._wake.set()  # the fence moved between read and write: once more, now; then with the next tick
             self._lost = True
-            return
+            return False
         self._troubled = self._lost = False
         self._on_acknowledged(self._clock())
+        return True
 
     def _tell(self, text: str) -> None:
         if not self._troubled:

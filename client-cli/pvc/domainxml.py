@@ -106,6 +106,22 @@ def details(raw: bytes) -> Details:
         tuple(Controller(c.get("type", ""), c.get("model", "")) for c in root.iterfind("devices/controller")))
 
 
+def state_not_kept(raw: bytes) -> list[str]:
+    """What the VM writes beside its disks and loses, as warnings. PVC's domains are transient, and their files belong to one node."""
+    root, found = _parsed(raw), []
+    for backend in root.iterfind("devices/tpm/backend[@type='emulator']"):
+        kept = backend.get("persistent_state") == "yes"
+        what = "is kept on each node for itself" if kept else "is deleted at every stop, restart and recovery"
+        found.append(f"Warning: virtual TPM: its state {what}: keys that the guest seals in it (BitLocker, LUKS) are lost"
+                     + (" when the VM starts on another node. Put /var/lib/libvirt/swtpm on storage that all nodes share." if kept else
+                        ". Set persistent_state='yes' in <backend>, and put /var/lib/libvirt/swtpm on storage that all nodes share."))
+    firmware = root.find("os/nvram") is not None or (root.find("os") is not None and root.find("os").get("firmware") == "efi")
+    if firmware and not (root.findtext("os/nvram") or root.find("os/nvram/source") is not None):
+        found.append("Warning: UEFI variables: libvirt keeps them in a file of the node (/var/lib/libvirt/qemu/nvram): on another node the VM "
+                     "starts with new ones. Name a file on storage that all nodes share in <nvram>.")
+    return found
+
+
 def _disk(disk: etree._Element) -> Disk:
     """A CD-ROM without a medium has no source."""
     source, target = disk.find("source"), disk.find("target")

@@ -80,14 +80,17 @@ def _write(cluster: Cluster, uuid: str, before: bytes, after: bytes, version: in
         raise Refusal(f"The new definition has the UUID {found.uuid}, not {uuid}:", "that would be another VM.", "pvc vm define defines a new one.")
     if not no_validate:
         validated(after)
-    names = objects.vm_names(cluster.store)
-    if any(name == found.name for other, name in names.items() if other != uuid):
-        raise Refusal(f"There is another VM called '{found.name}'.")
+
+    def decide() -> requests.Request:
+        names = objects.all_names(cluster.store)
+        return requests.modify(cluster.store.domain(uuid), after, version, found.name, names)
+    decide()
     texts = [text.decode("utf-8", "replace").splitlines() for text in (before, after)]
     click.echo("\n".join(schema.printable(line) for line in difflib.unified_diff(*texts, "before", "after", lineterm="", n=2)))
     options.confirm("Write it?", yes)
-    request = requests.modify(cluster.store.domain(uuid), after, version, found.name)
-    options.apply(cluster, request, uuid, schema.domain_key(uuid, "xml"))
+    options.apply_naming(cluster, decide, uuid, schema.domain_key(uuid, "xml"))
+    for warning in domainxml.state_not_kept(after):
+        click.echo(warning, err=True)
 
 
 def validated(raw: bytes) -> None:

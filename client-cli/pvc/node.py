@@ -97,7 +97,7 @@ def _order(context: click.Context, name: str | None, verb: str, wait: bool, time
         request = getattr(requests, verb)(view, target, **arguments)
         options.apply(cluster, request, target, schema.node_key(target, "domainstate"))
         if wait:
-            waiting.wait(cluster, waiting.for_node(cluster, target, wanted), timeout,
+            waiting.wait(cluster, waiting.for_node(cluster, target, wanted, arguments.get("bring_back", True)), timeout,
                          [schema.node_key(target, "domainstate")], f"pvc node {'ready' if verb == 'flush' else 'flush'} {target}")
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pvcd.cluster import schema
 from pvcd.cluster.errors import NotFound, Refusal
 from pvcd.cluster.records import NodeRecord, View
+from pvcd.cluster.requests import Names
 from pvcd.cluster.store import Store
 
 
@@ -22,6 +23,12 @@ def vm_names(store: Store) -> dict[str, str]:
     values = store.raw_many([schema.domain(uuid) for uuid in uuids])
     texts = {uuid: schema.decode_text(values[schema.domain(uuid)].data) for uuid in uuids if values[schema.domain(uuid)].data is not None}
     return {uuid: text if isinstance(text, str) else "" for uuid, text in texts.items()}
+
+
+def all_names(store: Store) -> Names:
+    """The same, with the version of `/domains` from before they were read."""
+    root = store.raw(schema.DOMAINS)
+    return Names(root, vm_names(store))
 
 
 def find_vm(store: Store, wanted: str) -> str:

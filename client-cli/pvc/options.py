@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 TIMEOUT_S = 300.0
+NAME_RACES = 20
+"""Tries of a definition while others take names. Each lost try means that another client's definition was written."""
 
 
 def opened(context: click.Context, initialised: bool = True) -> AbstractContextManager[connection.Cluster]:
@@ -60,21 +62,44 @@ def print_page(context: click.Context, form: str, value: Mapping[str, Any], pair
         click.echo(formatters.page(pairs, context.obj["color"]), color=context.obj["color"])
 
 
+def apply_naming(cluster: connection.Cluster, decide: Callable[[], Request], subject: str, path: str) -> None:
+    """As `apply`, for a request that takes a name: decided again when another client took some name in between."""
+    from pvcd.cluster.schema import DOMAINS
+    for _ in range(NAME_RACES):
+        request = decide()
+        try:
+            cluster.store.apply(request.changes)
+        except Conflict as lost:
+            if lost.path != DOMAINS:
+                raise _lost(cluster, lost, path) from lost
+        else:
+            return _done(cluster, request, subject, quiet=False)
+    raise Refusal("Nothing was written:", f"{NAME_RACES} times another client defined a VM at the same moment.", "Try again.")
+
+
 def apply(cluster: connection.Cluster, request: Request, subject: str, path: str | None = None, quiet: bool = False) -> None:
     """Apply a request in one transaction, keep it in the history, and say what it does. A lost race names the new value."""
-    import time
-
-    from pvcd.cluster.history import Entry, record
-    from pvcd.cluster.schema import printable
-
-    from . import connection
     try:
         cluster.store.apply(request.changes)
     except Conflict as lost:
-        now = cluster.store.raw(path or lost.path).data
-        became = "gone" if now is None else f"'{printable(now[:80])}'"
-        raise Refusal(f"{path or lost.path} changed meanwhile to {became},", "by another client or by the cluster; nothing was written.",
-                      "Look at it, and try again.") from lost
+        raise _lost(cluster, lost, path or lost.path) from lost
+    _done(cluster, request, subject, quiet)
+
+
+def _lost(cluster: connection.Cluster, lost: Conflict, path: str) -> Refusal:
+    from pvcd.cluster.schema import printable
+    now = cluster.store.raw(path).data
+    became = "gone" if now is None else f"'{printable(now[:80])}'"
+    return Refusal(f"{path} changed meanwhile to {became},", "by another client or by the cluster; nothing was written.",
+                   "Look at it, and try again.")
+
+
+def _done(cluster: connection.Cluster, request: Request, subject: str, quiet: bool) -> None:
+    import time
+
+    from pvcd.cluster.history import Entry, record
+
+    from . import connection
     if request.changes:
         now_utc = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         record(cluster.store, subject, Entry(now_utc, connection.who(), "ordered", request.says))

@@ -39,12 +39,15 @@ def define(context: click.Context, config: BinaryIO, hypervisor: str | None, no_
     if not no_validate:
         edit.validated(raw)
     with options.opened(context) as cluster:
-        names = objects.vm_names(cluster.store)
-        request = requests.define(found.uuid, found.name, raw, hypervisor or options.default_node(), cluster.store.view(), names,
-                                  cluster.store.claim(found.uuid))
         if added:
             click.echo(f"The definition has no UUID; it gets {found.uuid}.", err=True)
-        options.apply(cluster, request, found.uuid, schema.domain(found.uuid))
+
+        def decide() -> Request:
+            names, claim = objects.all_names(cluster.store), cluster.store.claim(found.uuid)
+            return requests.define(found.uuid, found.name, raw, hypervisor or options.default_node(), cluster.store.view(), names, claim)
+        options.apply_naming(cluster, decide, found.uuid, schema.domain(found.uuid))
+    for warning in domainxml.state_not_kept(raw):
+        click.echo(warning, err=True)
 
 
 @vm.command()
@@ -83,7 +86,8 @@ def _order(context: click.Context, domain: str, verb: str, wait: bool, timeout: 
     from . import objects, waiting
     with options.opened(context) as cluster:
         uuid = objects.find_vm(cluster.store, domain)
-        _apply(cluster, uuid, getattr(requests, verb)(cluster.store.domain(uuid)))
+        record = cluster.store.domain(uuid)
+        _apply(cluster, uuid, requests.start(record, cluster.store.view()) if verb == "start" else getattr(requests, verb)(record))
         if wait:
             look = waiting.for_stop if verb in ("stop", "shutdown") else waiting.for_start
             waiting.wait(cluster, look(cluster, uuid), timeout, waiting.domain_paths(uuid))

@@ -13,6 +13,7 @@ import click
 
 from pvcd.cluster import schema
 from pvcd.cluster.errors import Failed, TimedOut
+from pvcd.cluster.placement import WANTED
 from pvcd.cluster.records import Claim
 from pvcd.cluster.schema import DomainState, OpPhase, VMState
 
@@ -124,14 +125,23 @@ def _moved(cluster: Cluster, uuid: str, held: Claim | None) -> str:
     return f": {min(100, 100 * moved // size)} % ({moved} of {size} MiB)"
 
 
-def for_node(cluster: Cluster, name: str, wanted: DomainState) -> Look:
-    """Until the node's word is `wanted`; tells how many VMs are still to go."""
+def _stay_away(cluster: Cluster, name: str) -> str:
+    """The running VMs whose home is `name` and that did not come back to it, with the last reason of each."""
+    away = [record for record in cluster.store.domains().values()
+            if record.lasthypervisor == name and record.hypervisor != name and record.state in WANTED]
+    told = [f"{record.name} stays on {record.hypervisor}: {_reason(cluster, record.uuid)}" for record in away]
+    return f"; {'; '.join(sorted(told))}" if told else ""
+
+
+def for_node(cluster: Cluster, name: str, wanted: DomainState, bring_back: bool = True) -> Look:
+    """Until the node's word is `wanted`; tells how many VMs are still to go, and which did not come home."""
     most = 0
 
     def look() -> State:
         node = cluster.store.node(name)
         if node.domainstate is wanted:
-            return State(True, f"{name}: {wanted.value}")
+            away = _stay_away(cluster, name) if wanted is DomainState.READY and bring_back else ""
+            return State(True, f"{name}: {wanted.value}{away}")
         if node.domainstate not in (DomainState.FLUSH, DomainState.UNFLUSH):
             raise Failed(f"Node {name} got another order meanwhile: its domain state is '{node.domainstate}'.")
         nonlocal most

@@ -2,9 +2,9 @@
 # Copyright (C) 2026 The PVC developers
 """Decides what the flush or the unflush of this node does next, for all its VMs at once. Pure.
 
-The word in `domainstate` changes only when it is true: `flushed` when no claim is held here and no wanted VM is homed here.
-An unflush gives its orders first and writes `ready` after them: a daemon that dies in between finds `unflush` and goes on
-(a node in `unflush` receives VMs, so nobody waits for the word).
+The word in `domainstate` changes only when it is true: `flushed` when no claim is held here and no wanted VM is homed here, `ready` when
+every VM that was called home has come or was refused (a node in `unflush` receives them, so nobody waits for the word). A daemon that dies
+in between finds the word and goes on.
 """
 from __future__ import annotations
 
@@ -118,7 +118,13 @@ def plan_unflush(me: Actor, cluster: Cluster, ordered: Collection[str] = ()) -> 
     """
     orders, under_way = [], []
     for uuid, record in sorted(cluster.domains.items()):
-        if record.lasthypervisor != me.node or record.hypervisor == me.node or uuid in ordered:
+        if record.lasthypervisor != me.node:
+            continue
+        if record.hypervisor == me.node:
+            # On its way. The order ends by itself: with the arrival, or taken back within 30 s if it cannot come (rows 13 and 31).
+            under_way += [uuid] if record.state is VMState.MIGRATE else []
+            continue
+        if uuid in ordered:
             continue
         if record.state is VMState.START:
             changes = (me.mine, *claims.order(record, VMState.MIGRATE, me.node))

@@ -14,7 +14,21 @@ from . import schema
 from .claims import as_read, order
 from .errors import NotFound, Refusal
 from .placement import Placement, Planning, unfit
-from .records import ANY, FREE, Change, Check, Claim, ClaimRecord, Create, Delete, DomainRecord, NodeRecord, View, Write
+from .records import (
+    ANY,
+    FREE,
+    Change,
+    Check,
+    Claim,
+    ClaimRecord,
+    Create,
+    Delete,
+    DomainRecord,
+    NodeRecord,
+    Value,
+    View,
+    Write,
+)
 from .schema import DomainState, VMState
 
 IN_TRANSITION = {VMState.MIGRATE: "it is being migrated", VMState.RESTART: "it is being restarted",
@@ -57,8 +71,27 @@ def _settled(record: DomainRecord, name: str, verb: str) -> None:
 
 # ------------------------------------------------------------------------------------------------------------------- VMs
 
-def define(uuid: str, name: str, xml: bytes, node: str, view: View, names: Mapping[str, str], claim: ClaimRecord) -> Request:
-    """A new VM, stopped, homed on `node`. `names`: UUID → name of every VM there is."""
+@dataclass(frozen=True)
+class Names:
+    """The name of every VM by its UUID, and the key `/domains` as it was read *before* them.
+
+    Every request that takes a name writes that key at this version, so of two that take a name at the same time one loses and reads the
+    names again. (A key per name would be one more place that 0.1's client does not know of.)
+    """
+
+    root: Value
+    by_uuid: Mapping[str, str]
+
+    def taken(self) -> Write:
+        return Write(schema.DOMAINS, self.root.data or b"", self.root.version)
+
+
+def define(uuid: str, name: str, xml: bytes, node: str, view: View, known: Names, claim: ClaimRecord) -> Request:
+    """A new VM, homed on `node`, stopped; or, if `node` holds its claim although its keys are gone, running there as it does.
+
+    Raises Refusal for a UUID or a name that is taken.
+    """
+    names = known.by_uuid
     _require_node(view, node)
     if uuid in names:
         raise Refusal(f"VM {uuid} exists already,", f"as '{names[uuid]}'.", "pvc vm undefine it first, or give the new one another UUID.")
@@ -66,17 +99,30 @@ def define(uuid: str, name: str, xml: bytes, node: str, view: View, names: Mappi
         raise Refusal(f"A VM named '{name}' exists already.", "", "Choose another name.")
     if name in names:
         raise Refusal(f"The name '{name}' is the UUID of another VM.", "", "Choose another name.")
-    if claim.value is not None:
-        raise Refusal(f"VM {uuid} runs already, or did:", f"its claim is held ({_holder(claim)}).", "Give the new VM another UUID, or stop that one.")
+    word = VMState.STOP if claim.value is None else _orphans_word(uuid, node, view, claim)
     held = (Check(schema.claim(uuid), claim.version),) if claim.exists else (Create(schema.claim(uuid), FREE),)
-    keys = {"state": VMState.STOP.value.encode(), "hypervisor": node.encode(), "lasthypervisor": b"", "xml": xml}
-    changes = (Check(schema.node(node), ANY), *held, Create(schema.domain(uuid), name.encode()),
+    keys = {"state": word.value.encode(), "hypervisor": node.encode(), "lasthypervisor": b"", "xml": xml}
+    changes = (Check(schema.node(node), ANY), known.taken(), *held, Create(schema.domain(uuid), name.encode()),
                *(Create(schema.domain_key(uuid, key), data) for key, data in keys.items()))
+    if word is VMState.START:
+        return Request(changes, f"VM '{name}' ({uuid}) is defined again on {node}, where it runs; it runs on.")
     return Request(changes, f"VM '{name}' ({uuid}) is defined on {node}.")
 
 
-def _holder(claim: ClaimRecord) -> str:
-    return f"by {claim.value.node}" if isinstance(claim.value, Claim) else str(claim.value)
+def _orphans_word(uuid: str, node: str, view: View, claim: ClaimRecord) -> VMState:
+    """The state of a VM whose keys are gone and whose claim is held: `start`, so that its holder leaves it running. Raises Refusal."""
+    if not isinstance(claim.value, Claim):
+        raise Refusal(f"VM {uuid} cannot be defined:", f"its claim cannot be understood ({claim.value}).", f"pvc history {uuid}")
+    holder = claim.value.node
+    if claim.value.op is not None:
+        raise Refusal(f"VM {uuid} cannot be defined now:", f"it is being migrated from {holder} to {claim.value.op.dest}.",
+                      "Wait until that is over.")
+    if view.is_dead(holder, claim.value.inc) or not view.is_running(holder):
+        raise Refusal(f"VM {uuid} cannot be defined now:", f"{holder} holds its claim and does not run.",
+                      f"Bring {holder} back, or fence it: pvc node info {holder}")
+    if holder != node:
+        raise Refusal(f"VM {uuid} cannot be defined on {node}:", f"it runs on {holder}.", f"Define it there: -t {holder}")
+    return VMState.START
 
 
 def mark_deleted(record: DomainRecord) -> Request:
@@ -108,8 +154,8 @@ def _word(value: object) -> str:
     return value.value if isinstance(value, VMState) else str(value)
 
 
-def start(record: DomainRecord) -> Request:
-    """From any state but `delete`."""
+def start(record: DomainRecord, view: View) -> Request:
+    """From any state but `delete`. A home that an operator has emptied is not filled again by the way."""
     name = known(record)
     if record.state is VMState.START:
         return Request((), f"VM '{name}' is started already.")
@@ -117,6 +163,10 @@ def start(record: DomainRecord) -> Request:
         _settled(record, name, "started")
     if not record.hypervisor:
         raise Refusal(f"VM '{name}' has no home.", "", f"pvc vm move {name} -t NODE gives it one.")
+    home = view.nodes.get(str(record.hypervisor))
+    if home is not None and home.domainstate is DomainState.FLUSHED:
+        raise Refusal(f"VM '{name}' cannot be started:", f"its home {home.name} is flushed.",
+                      f"pvc node ready {home.name} makes it take VMs again; pvc vm move {name} gives the VM another home.")
     return Request(tuple(_written(record, VMState.START)), f"VM '{name}' starts on {record.hypervisor}.")
 
 
@@ -226,10 +276,16 @@ def cancel_migration(record: DomainRecord, holder: str | None) -> Request:
     return Request(tuple(_written(record, VMState.START, holder, last)), f"VM '{name}' stays on {holder}.")
 
 
-def modify(record: DomainRecord, xml: bytes, xml_version: int, new_name: str) -> Request:
-    """A new definition, at the version that was edited; it counts from the next start."""
+def modify(record: DomainRecord, xml: bytes, xml_version: int, new_name: str, names: Names) -> Request:
+    """A new definition, at the version that was edited; it counts from the next start. Raises Refusal for a name that is taken."""
     name = known(record)
-    named = () if new_name == record.name else (Write(schema.domain(record.uuid), new_name.encode(), record.version("")),)
+    others = {uuid: other for uuid, other in names.by_uuid.items() if uuid != record.uuid}
+    if new_name in others.values():
+        raise Refusal(f"There is another VM called '{new_name}'.")
+    if new_name in others:
+        raise Refusal(f"The name '{new_name}' is the UUID of another VM.", "", "Choose another name.")
+    renamed = Write(schema.domain(record.uuid), new_name.encode(), record.version(""))
+    named = () if new_name == record.name else (names.taken(), renamed)
     return Request((*as_read(record, "state"), *named, Write(schema.domain_key(record.uuid, "xml"), xml, xml_version)),
                    f"VM '{name}' has its new definition; it counts from the next start.")
 

@@ -105,6 +105,49 @@ def test_undefine_waits_for_the_claim_and_takes_exactly_its_keys(pvc: Pvc) -> No
     assert pvc.server.children(schema.DOMAINS) == [] and schema.claim(UUID) in pvc.server.nodes
 
 
+@pytest.mark.parametrize(("rival", "code"), [("web1", 4), ("web2", 0)])
+def test_two_clients_define_at_the_same_moment(pvc: Pvc, monkeypatch: pytest.MonkeyPatch, rival: str, code: int) -> None:
+    """Finding B14: the other one is written after our look at the names, and before our transaction."""
+    original, rivals = FakeZooKeeper.commit, iter([(rival, OTHER)])
+
+    def late(self: FakeZooKeeper, changes: Any) -> None:
+        for name, uuid in rivals:
+            pvc.define(name, uuid)
+        original(self, changes)
+    monkeypatch.setattr(FakeZooKeeper, "commit", late)
+    done, _, err = pvc("vm", "define", "-t", "hv1", "-", stdin=XML.format(name="web1", uuid=UUID))
+    assert done == code and ("exists already" in err) == (code == 4)
+    assert sorted(pvc.server.text(schema.domain(u)) or "" for u in pvc.server.children(schema.DOMAINS)) == ["web1", "web2"][:2 - bool(code)]
+
+
+def test_a_rename_takes_its_name_as_a_definition_does(pvc: Pvc, monkeypatch: pytest.MonkeyPatch) -> None:
+    pvc.define()
+    original, rivals = FakeZooKeeper.commit, iter([("web2", OTHER)])
+
+    def late(self: FakeZooKeeper, changes: Any) -> None:
+        for name, uuid in rivals:
+            pvc.define(name, uuid)
+        original(self, changes)
+    with monkeypatch.context() as patched:
+        patched.setattr(FakeZooKeeper, "commit", late)
+        code, _, err = pvc("vm", "modify", "--no-validate", "web1", "-", stdin=XML.format(name="web2", uuid=UUID))
+    assert code == 4 and "another VM called 'web2'" in err and pvc.server.text(schema.domain(UUID)) == "web1"
+
+
+def test_ready_waits_for_the_way_home_and_names_who_stays(pvc: Pvc) -> None:
+    """Finding B17."""
+    pvc.define()
+    for key, value in (("state", "start"), ("hypervisor", "hv2"), ("lasthypervisor", "hv1")):
+        pvc.put(key, value)
+    pvc.server.put(schema.vmmeta(UUID), json.dumps({"reason": "cannot come here: too big"}))
+    pvc.server.put(schema.node_key("hv1", "domainstate"), "unflush")
+    assert pvc("node", "ready", "hv1", "--wait", "--timeout", "0.1")[0] == 124
+    pvc.server.put(schema.node_key("hv1", "domainstate"), "ready")
+    code, _, err = pvc("node", "ready", "hv1", "--wait")
+    assert code == 0 and "web1 stays on hv2: cannot come here: too big" in err
+    assert "stays" not in pvc("node", "ready", "hv1", "--wait", "--no-return")[2]
+
+
 def test_flush_and_ready(pvc: Pvc) -> None:
     assert pvc("node", "flush", "hv1")[0] == 0 and pvc.server.text(schema.node_key("hv1", "domainstate")) == "flush"
     assert "already" in pvc("node", "flush", "hv1")[1]

@@ -84,3 +84,16 @@ def test_a_missing_uuid_is_inserted_and_nothing_else_changes() -> None:
     new, added = domainxml.with_uuid(raw)
     uuid = definition.parse(new).uuid
     assert added and new.replace(f"<uuid>{uuid}</uuid>".encode(), b"") == raw
+
+
+@pytest.mark.parametrize(("part", "told"), [
+    ("<devices><tpm model='tpm-tis'><backend type='emulator' version='2.0'/></tpm></devices>", "persistent_state='yes'"),
+    ("<devices><tpm><backend type='emulator' persistent_state='yes'/></tpm></devices>", "on another node"),
+    ("<os firmware='efi'><type>hvm</type></os>", "UEFI variables"),
+    ("<os><type>hvm</type><nvram template='/t.fd'/></os>", "UEFI variables"),
+    ("<os><type>hvm</type><nvram>/shared/web1.fd</nvram></os>", ""),
+    ("<devices><tpm><backend type='passthrough'/></tpm></devices>", ""), ("<os><type>hvm</type></os>", ""), ("", "")])
+def test_state_that_a_stop_or_another_node_loses_is_told(part: str, told: str) -> None:
+    """Finding A19."""
+    found = domainxml.state_not_kept(f"<domain><name>a</name>{part}</domain>".encode())
+    assert (len(found), told in "".join(found)) == (1 if told else 0, True)

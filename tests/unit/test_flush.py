@@ -104,6 +104,15 @@ def test_unflush_brings_home_what_runs_and_wakes_nothing() -> None:
     assert plan_unflush(ME, c, ordered={uuid(0)}).done
 
 
+def test_an_unflush_is_over_when_what_was_called_is_home_or_refused() -> None:
+    """Finding B17: `ready` was written, and `ready --wait` returned, while VMs were still on their way."""
+    called = cluster(view({"a": 999, "b": 1}), (VMState.MIGRATE, "a", "a", Claim("b", "b1/0"), 1))
+    plan = plan_unflush(ME, called, ordered={uuid(0)})
+    assert plan.orders == () and plan.under_way == (uuid(0),) and not plan.done
+    for state, home, last, claim in ((VMState.START, "a", "", HELD), (VMState.START, "b", "a", Claim("b", "b1/0"))):
+        assert plan_unflush(ME, cluster(view({"a": 999, "b": 1}), (state, home, last, claim, 1)), ordered={uuid(0)}).done
+
+
 def test_unflush_waits_for_what_is_still_leaving() -> None:
     leaving = replace(HELD, op=Operation("o", OpPhase.RUN, "b", "b1/0"))
     plan = plan_unflush(ME, cluster(view({"a": 999, "b": 1}), (VMState.MIGRATE, "b", "a", leaving, 1)))

@@ -11,13 +11,31 @@ import pytest
 from pvcd.cluster import requests, schema
 from pvcd.cluster.errors import NotFound, Refusal
 from pvcd.cluster.placement import Planning
-from pvcd.cluster.records import ANY, Change, Check, Claim, ClaimRecord, Create, Delete, DomainRecord, Fence, FenceRecord, NodeRecord, View, Write
-from pvcd.cluster.requests import Request
-from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, Unknown, VMState
+from pvcd.cluster.records import (
+    ANY,
+    Change,
+    Check,
+    Claim,
+    ClaimRecord,
+    Create,
+    Delete,
+    DomainRecord,
+    Fence,
+    FenceRecord,
+    NodeRecord,
+    Operation,
+    Value,
+    View,
+    Write,
+)
+from pvcd.cluster.requests import Names, Request
+from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
 
 UUID, OTHER = "11111111-2222-4333-8444-555555555555", "99999999-2222-4333-8444-555555555555"
 VERSIONS = {"": 1, "state": 5, "hypervisor": 6, "lasthypervisor": 7}
 ABSENT, FREED = ClaimRecord(None, ANY), ClaimRecord(None, 8)
+ROOT = Value(b"root", 77)
+TAKEN = Write(schema.DOMAINS, b"root", 77)
 WORDS = ("state", "hypervisor", "lasthypervisor")
 START, STOP, MIGRATE, FAILED, DELETE = VMState.START, VMState.STOP, VMState.MIGRATE, VMState.FAILED, VMState.DELETE
 RESTART, SHUTDOWN = VMState.RESTART, VMState.SHUTDOWN
@@ -54,7 +72,7 @@ def outcome(verb: Callable[[], Request]) -> str | dict[str, str]:
 
 
 VERBS: dict[str, Callable[[DomainRecord], Request]] = {
-    "start": requests.start, "stop": requests.stop, "shutdown": requests.shutdown, "restart": requests.restart,
+    "start": lambda r: requests.start(r, VIEW), "stop": requests.stop, "shutdown": requests.shutdown, "restart": requests.restart,
     "move": lambda r: requests.move(r, VIEW, "b"), "migrate": lambda r: requests.migrate(r, VIEW, "b", False),
     "unmigrate": lambda r: requests.unmigrate(r, VIEW), "cancel": lambda r: requests.cancel_migration(r, "c"),
     "mark_deleted": requests.mark_deleted}
@@ -205,7 +223,7 @@ def test_cancel_without_a_holder_is_refused() -> None:
 
 def define(uuid: str = UUID, name: str = "web1", home: str = "a", names: dict[str, str] | None = None,
            claim: ClaimRecord = ABSENT) -> Request:
-    return requests.define(uuid, name, b"<domain/>", home, VIEW, names or {}, claim)
+    return requests.define(uuid, name, b"<domain/>", home, VIEW, Names(ROOT, names or {}), claim)
 
 
 def test_define_creates_five_keys_and_a_claim_that_is_missing() -> None:
@@ -226,6 +244,50 @@ def test_define_checks_a_claim_that_is_left_from_an_earlier_life() -> None:
 def test_define_refuses_what_exists(uuid: str, name: str, names: dict[str, str]) -> None:
     with pytest.raises(Refusal):
         define(uuid, name, names=names)
+
+
+def test_of_two_that_take_a_name_at_the_same_time_one_loses() -> None:
+    """Finding B14: both write /domains at the version from before they read the names."""
+    assert TAKEN in define().changes
+
+
+def test_a_definition_that_keeps_its_name_takes_none_and_a_new_name_is_taken() -> None:
+    kept = requests.modify(record(), b"<x/>", 9, "web1", Names(ROOT, {UUID: "web1"}))
+    assert kept.changes == (Check(schema.domain_key(UUID, "state"), 5), Write(schema.domain_key(UUID, "xml"), b"<x/>", 9))
+    renamed = requests.modify(record(), b"<x/>", 9, "web2", Names(ROOT, {UUID: "web1"}))
+    assert renamed.changes == (Check(schema.domain_key(UUID, "state"), 5), TAKEN, Write(schema.domain(UUID), b"web2", 1),
+                               Write(schema.domain_key(UUID, "xml"), b"<x/>", 9))
+
+
+@pytest.mark.parametrize("name", ["web2", OTHER])
+def test_modify_refuses_a_name_that_is_taken(name: str) -> None:
+    with pytest.raises(Refusal):
+        requests.modify(record(), b"<x/>", 9, name, Names(ROOT, {UUID: "web1", OTHER: "web2"}))
+
+
+def test_an_orphan_is_defined_again_where_it_runs_and_runs_on() -> None:
+    """Finding B16: its keys are gone, its holder lives; `stop` would switch it off."""
+    held = ClaimRecord(Claim("a", "a1/0"), 8)
+    request = define(claim=held)
+    created = {c.path: c.data for c in request.changes if isinstance(c, Create)}
+    assert created[schema.domain_key(UUID, "state")] == b"start" and created[schema.domain_key(UUID, "hypervisor")] == b"a"
+    assert Check(schema.claim(UUID), 8) in request.changes and TAKEN in request.changes and "runs on" in request.says
+
+
+@pytest.mark.parametrize("claim", [
+    Claim("b", "b1/0"), Claim("a", "a0/0"), Claim("fenced", "fenced1/0"), Claim("stopped", "stopped1/0"), Claim("nowhere", "x"),
+    Claim("a", "a1/0", Operation("o", OpPhase.READY, "b", "b1/0")), Unknown(b"{")])
+def test_define_under_a_claim_is_refused_where_nobody_knows_that_it_runs(claim: Claim | Unknown) -> None:
+    with pytest.raises(Refusal):
+        define(claim=ClaimRecord(claim, 8))
+
+
+@pytest.mark.parametrize("state", [state for state in VMState if state not in (START, DELETE)])
+def test_a_vm_is_not_started_on_a_node_that_an_operator_has_emptied(state: VMState) -> None:
+    """Finding B15."""
+    with pytest.raises(Refusal) as refused:
+        requests.start(record(state, "flushed"), VIEW)
+    assert "pvc node ready flushed" in refused.value.next
 
 
 def test_define_on_an_unknown_node_is_not_found() -> None:

@@ -199,7 +199,7 @@ class Schedule:
             elif verb == "unmigrate":
                 request = requests.unmigrate(record, view)
             else:
-                request = getattr(requests, verb)(record)
+                request = requests.start(record, view) if verb == "start" else getattr(requests, verb)(record)
             for _ in range(self.dice.choice((0, 0, 5))):
                 self.step()
             self.store.apply(request.changes)

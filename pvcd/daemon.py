@@ -22,7 +22,7 @@ from . import ansiiprint, identity, zxid
 from . import config as configuration
 from .cluster import schema
 from .cluster.errors import HypervisorUnknown, PVCError, Unreachable
-from .cluster.records import ANY, Timing, View, Write
+from .cluster.records import ANY, Check, Timing, View, Write
 from .cluster.schema import DaemonState
 from .cluster.store import Store
 from .cluster.zk import ZooKeeper
@@ -202,7 +202,7 @@ class Daemon:
         for found in adoptable(self.store, self.hypervisor):
             self.instances.visit(("domain", found))
 
-    def _mine(self) -> object:
+    def _mine(self) -> Check:
         actor = self.standing.actor()
         if actor is None:
             raise Refused(f"/fences/{self.node} was moved during the start")

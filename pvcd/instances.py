@@ -57,7 +57,9 @@ class Instances:
                 self._cache.refresh()
                 return None
             if key in (DOMAINS, NODES):
-                return self._sync_domains() if key == DOMAINS else self._sync_nodes()
+                sync = self._sync_domains if key == DOMAINS else self._sync_nodes
+                sync()
+                return None
         except Unreachable:
             return RETRY_S
         found = self.domains.get(name) if kind == "domain" else self.nodes.get(name)
@@ -113,7 +115,7 @@ class Instances:
     def _add(self, uuid: str) -> None:
         self.domains[uuid] = vm = VMInstance(uuid, self._env)
         for path in self._domain_paths(uuid):
-            self._backend.watch_value(path, lambda key=vm.key: self._env.nudge(key))
+            self._backend.watch_value(path, lambda: self._env.nudge(vm.key))
         self._env.nudge(vm.key)
 
     def _drop(self, uuid: str) -> None:

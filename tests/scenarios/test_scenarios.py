@@ -89,6 +89,7 @@ def test_story(folder: Path) -> None:
     story.run()
     if os.environ.get("PVC_GOLDEN"):
         (folder / "log.expect").write_text(story.log())
+        pytest.fail("log.expect is written: read its difference, and run again without PVC_GOLDEN")
     assert story.log() == (folder / "log.expect").read_text()
 
 

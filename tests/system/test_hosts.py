@@ -3,9 +3,12 @@
 """Disks that fill up, networks that lose packets, names that do not resolve, programs that hang: what a host can do to its guests."""
 from __future__ import annotations
 
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
@@ -174,22 +177,41 @@ def test_no_name_resolution(lab: Lab, recorder: Recorder) -> None:
 @contextmanager
 def stuck(lab: Lab, node: str, vm: str) -> Iterator[None]:
     """The VM's QEMU is frozen by the kernel, as in the wait for a dead NFS server: SIGKILL does not end it."""
-    group = CGROUPS / "freezer" / lab.node(node).label / "stuck"
-    if not group.parent.is_dir():
-        pytest.skip("a QEMU that SIGKILL does not end needs the freezer of cgroup v1")
-    group.mkdir(exist_ok=True)
-    for pid in lab.node(node).processes(f"guest={vm},"):
-        (group / "cgroup.procs").write_text(str(pid))
-    (group / "freezer.state").write_text("FROZEN")
-    try:
-        yield
-    finally:
-        (group / "freezer.state").write_text("THAWED")
-        for pid in (group / "cgroup.procs").read_text().split():
-            with suppress(ProcessLookupError):  # it has ended meanwhile
-                (group.parent / "cgroup.procs").write_text(pid)
-        wait_for("the group is empty", lambda: not (group / "cgroup.procs").read_text(), 20)
-        group.rmdir()
+    pids = lab.node(node).processes(f"guest={vm},")
+    assert pids, f"no QEMU of {vm} runs on {node}"
+    with old_freezer() as root:
+        line = next(line for line in Path(f"/proc/{pids[0]}/cgroup").read_text().splitlines() if ":freezer:" in line)
+        before, group = root / line.rpartition(":")[2].lstrip("/"), root / f"{lab.node(node).label}-stuck"
+        group.mkdir(exist_ok=True)
+        for pid in pids:
+            (group / "cgroup.procs").write_text(str(pid))
+        (group / "freezer.state").write_text("FROZEN")
+        try:
+            wait_for("QEMU is frozen", lambda: (group / "freezer.state").read_text().strip() == "FROZEN", 20)
+            yield
+        finally:
+            (group / "freezer.state").write_text("THAWED")
+            for pid in (group / "cgroup.procs").read_text().split():
+                with suppress(ProcessLookupError):  # it has ended meanwhile
+                    (before / "cgroup.procs").write_text(pid)
+            wait_for("the group is empty", lambda: not (group / "cgroup.procs").read_text(), 20)
+            group.rmdir()
+
+
+@contextmanager
+def old_freezer() -> Iterator[Path]:
+    """The freezer of cgroup v1, whose frozen processes SIGKILL does not end (that of v2 lets them die). Where the machine uses cgroup v2
+    only, as a stock Debian 12 does, it is mounted for as long as it takes.
+    """
+    if (CGROUPS / "freezer").is_dir():
+        yield CGROUPS / "freezer"
+        return
+    with tempfile.TemporaryDirectory(prefix="pvc-freezer-") as folder:
+        subprocess.run(["mount", "-t", "cgroup", "-o", "freezer", "none", folder], check=True)
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", folder], check=True)
 
 
 def test_a_qemu_that_cannot_be_killed(lab: Lab, recorder: Recorder) -> None:

@@ -66,6 +66,7 @@ def test_the_shape_is_as_it_was(cluster: Pvc, command: str) -> None:
     found, golden = document(cluster, command), GOLDEN / name_of(command)
     if os.environ.get("PVC_GOLDEN"):
         golden.write_text(found)
+        pytest.fail(f"{golden.name} is written: read its difference, and run again without PVC_GOLDEN")
     assert found == golden.read_text()
 
 

@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .cluster import schema
+from .cluster.endpoint import BadEndpoint, Endpoint, parse
+
 DEFAULTS: Mapping[str, str] = {
     "zookeeper": "127.0.0.1:2181", "keepalive_interval": "5", "ipmi_hostname": "", "ipmi_username": "", "ipmi_password": "",
     "fence_intervals": "6", "fence_action": "reboot", "migration_workers": "4", "shutdown_timeout": "30", "migrate_unsafe": "no"}
@@ -29,7 +32,7 @@ class ConfigError(Exception):
 class Config:
     """The daemon's configuration. Times in seconds."""
 
-    zookeeper: str
+    zookeeper: Endpoint
     keepalive_interval: float
     ipmi_hostname: str
     ipmi_username: str
@@ -54,6 +57,9 @@ class Config:
 
 def load(path: str, hostname: str) -> Config:
     """Read the file. Raises ConfigError."""
+    if not schema.is_node_name(hostname):
+        raise ConfigError(f"the host's name '{schema.printable(hostname)}': a node's name has letters, digits, '-', '_' and '.', and no other "
+                          "node could see this one. Give it such a name: hostnamectl set-hostname NAME")
     parser = configparser.ConfigParser(interpolation=None, default_section="", strict=True)
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -94,14 +100,15 @@ def _checked(path: str, values: Mapping[str, str], hostname: str, warnings: tupl
             raise wrong(key, "must be a whole number")
         return int(found)
 
-    zookeeper = re.sub(r"\s*,\s*", ",", values["zookeeper"])
-    if not re.fullmatch(r"[A-Za-z0-9.\-]+(:[0-9]+)?(,[A-Za-z0-9.\-]+(:[0-9]+)?)*", zookeeper):
-        raise wrong("zookeeper", "must be HOST:PORT, or several separated by commas")
+    try:
+        zookeeper = parse(values["zookeeper"])
+    except BadEndpoint as error:
+        raise wrong("zookeeper", str(error)) from None
     if values["fence_action"] not in ("reboot", "off"):
         raise wrong("fence_action", "must be 'reboot' or 'off'")
     if values["migrate_unsafe"].lower() not in ("yes", "no", "true", "false", "1", "0"):
         raise wrong("migrate_unsafe", "must be 'yes' or 'no'")
-    if values["ipmi_hostname"] and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.:-]{0,252}", values["ipmi_hostname"]):
+    if values["ipmi_hostname"] and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,252}", values["ipmi_hostname"]):
         raise wrong("ipmi_hostname", "must be a host name or an address")
     if values["ipmi_username"] and not re.fullmatch(r"[\x21-\x2c\x2e-\x7e][\x21-\x7e]{0,15}", values["ipmi_username"]):
         raise wrong("ipmi_username", "must have 1 to 16 printable characters and not begin with '-'")

@@ -27,6 +27,7 @@ from .cluster.schema import DaemonState
 from .cluster.store import Store
 from .cluster.zk import ZooKeeper
 from .doubt import Doubt
+from .ensemble import Ensemble
 from .environment import Environment
 from .fencing import Fencing
 from .hypervisor import LibvirtHypervisor
@@ -34,7 +35,7 @@ from .instances import NODES, VIEW, Instances
 from .ipmi import Ipmi
 from .keepalive import Keepalive, measure
 from .liveness import Liveness
-from .notify import Notifier
+from .notify import Notifier, feeding_s
 from .reconciler import Reconciler
 from .registration import Refused, Registration, Start, adoptable
 from .situation import Level
@@ -119,7 +120,9 @@ class Daemon:
         self.instances = Instances(self.env, self.zk, self.cache, self.reconciler.forget)
         self.keepalive = Keepalive(
             self.store, self.standing, config.keepalive_interval, self.clock, time.time, _say, self._acknowledged, self._exit,
-            self._rewrite, lambda: self.cache.current().nodes.get(self.node), self.notifier.watchdog)
+            self._rewrite, lambda: self.cache.current().nodes.get(self.node), self.notifier.watchdog,
+            feeding_s(os.environ, os.getpid()))
+        self.ensemble = Ensemble(self.zk, Path(STATE_DIRECTORY), _say, lambda servers: self.keepalive.leave({"zookeeper": servers}))
         self.supervisor = Supervisor()
         self._zxids = zxid.Newest()
         self._closed = threading.Event()
@@ -142,6 +145,7 @@ class Daemon:
         self._preflight()
         start = self._register()
         self._spawn("collector", self._collect)
+        self._spawn("ensemble", lambda: self.ensemble.run(self._closed.is_set))
         self.keepalive.thread.start()
         self.supervisor.watch([self.keepalive.thread])
         self._write_state(DaemonState.INIT)
@@ -171,11 +175,15 @@ class Daemon:
                           "/etc/libvirt/libvirtd.conf, then systemctl enable --now libvirtd-tcp.socket") from error
         self.doubt.look(self.clock(), False, None)
         self._spawn("doubt", self._watch_doubt)
+        self.ensemble.recall()
         try:
             self.zk.start(PREFLIGHT_S)
         except Unreachable as error:
             raise Refused(f"ZooKeeper does not answer at {self.config.zookeeper}: {error}. Look at it: "
                           "systemctl status zookeeper") from error
+        if not self.zk.has_root():
+            raise Refused(f"ZooKeeper at {self.config.zookeeper} has no {self.config.zookeeper.chroot}: is the path in pvcd.conf right? If the "
+                          f"cluster is new: pvc -z {self.config.zookeeper} init")
         self.zk.sync(schema.NODES)  # the first answer tells where ZooKeeper is
         zxid.refuse_older(Path(STATE_DIRECTORY), self.zk.last_zxid)
 
@@ -371,6 +379,7 @@ class Daemon:
     def _zookeeper_state(self, connected: bool) -> None:
         _say(Level.INFO if connected else Level.WARNING, "ZooKeeper: " + ("connected" if connected else "connection lost"))
         if connected:
+            self.ensemble.wake()
             self.instances.resync()
 
     def _acknowledged(self, now: float) -> None:

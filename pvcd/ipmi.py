@@ -21,7 +21,7 @@ OUTPUT_LIMIT = 4096
 CIPHERS = (17, 3)
 """Suites that are tried, the stronger first; never 0, which asks for no password at all."""
 
-_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:-]{0,252}\Z")
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,252}\Z")
 _USER = re.compile(r"[\x21-\x2c\x2e-\x7e][\x21-\x7e]{0,15}\Z")
 _PASSWORD = re.compile(r"[\x20-\x7e]{1,20}\Z")
 _POWER = re.compile(r"chassis power is (on|off)\b", re.IGNORECASE)

@@ -40,15 +40,16 @@ def measure(running: Sequence[str] | None, count: int = 0) -> dict[str, str]:
 class Keepalive:
     """`on_acknowledged(now)` after each acknowledged write; `on_exit(reason)` when the process must end; `restore()` writes
     node keys that somebody deleted; `own()` is our node as ZooKeeper showed it last. `daemonstate`: what this daemon is in now.
+    `on_round()` after each round and every `feed_s` seconds between two: this thread is alive (the watchdog).
     """
 
     def __init__(self, store: Store, standing: Standing, tick_s: float, clock: Callable[[], float], wall: Callable[[], float],
                  say: Callable[[Level, str], None], on_acknowledged: Callable[[float], None],
                  on_exit: Callable[[str], None], restore: Callable[[], None], own: Callable[[], NodeRecord | None],
-                 on_round: Callable[[], None]) -> None:
+                 on_round: Callable[[], None], feed_s: float = 20.0) -> None:
         self._store, self._standing, self._tick_s, self._clock, self._wall = store, standing, tick_s, clock, wall
         self._say, self._on_acknowledged, self._on_exit = say, on_acknowledged, on_exit
-        self._restore, self._own, self._on_round = restore, own, on_round
+        self._restore, self._own, self._on_round, self._feed_s = restore, own, on_round, feed_s
         self._stats: Stats = {}
         self._wake, self._stopping = threading.Event(), False
         self._troubled = self._lost = False
@@ -95,7 +96,7 @@ class Keepalive:
     def _alive(self) -> tuple[Change, ...]:
         node = self._standing.node
         values = {**self._stats, "keepalive": str(int(self._wall()))}
-        return tuple(Write(schema.node_key(node, key), value.encode(), ANY) for key, value in sorted(values.items()))
+        return tuple(Write(schema.node_key(node, key), _fitting(key, value), ANY) for key, value in sorted(values.items()))
 
     def _word(self) -> Write:
         return Write(schema.node_key(self._standing.node, "daemonstate"), self.daemonstate.value.encode(), ANY)
@@ -138,4 +139,17 @@ class Keepalive:
                 # Whatever goes wrong in a round, the next one must come: without keepalives this node gets fenced.
                 self._say(Level.CRITICAL, f"keepalive: {traceback.format_exc()}")
             self._on_round()
-            self._wake.wait(max(0.0, started + self._tick_s - self._clock()))
+            self._rest(started + self._tick_s)
+
+    def _rest(self, until: float) -> None:
+        """Until the next round is due, or somebody wakes this thread. A tick may be longer than the watchdog waits."""
+        while (left := until - self._clock()) > 0 and not self._wake.wait(min(left, self._feed_s)):
+            self._on_round()
+
+
+def _fitting(key: str, value: str) -> bytes:
+    """A statistic that is too large for its key loses its last entries: a keepalive must not fail because of it."""
+    data, limit = value.encode(), schema.limit_of(schema.node_key("", key))
+    if len(data) <= limit:
+        return data
+    return data[:limit + 1].rpartition(b" ")[0] or value.encode()[:limit].decode(errors="ignore").encode()

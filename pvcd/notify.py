@@ -4,6 +4,19 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
+
+UNWATCHED_S = 20.0
+
+
+def feeding_s(environment: Mapping[str, str], pid: int) -> float:
+    """How often systemd's watchdog must be fed: a third of what it waits (WATCHDOG_USEC), so that one late time does no harm."""
+    try:
+        watched = int(environment.get("WATCHDOG_PID") or pid) == pid
+        allowed_s = int(environment["WATCHDOG_USEC"]) / 1e6 if watched else 0.0
+    except (KeyError, ValueError):
+        return UNWATCHED_S
+    return allowed_s / 3 if allowed_s > 0 else UNWATCHED_S
 
 
 class Notifier:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pvcd.cluster import endpoint
 from pvcd.cluster.errors import NotACluster, Unreachable
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ CONNECT_S = 5.0
 CALL_S = 5.0
 SESSION_S = 10.0
 NODE_CONFIGURATION = "/etc/pvc/pvcd.conf"
+STATE_DIRECTORY = "/var/lib/pvc"
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,34 @@ class Place:
 
 
 def place(option: str | None) -> Place:
-    """`-z`, then PVC_ZOOKEEPER, then this node's own configuration, then this host."""
+    """`-z`, then PVC_ZOOKEEPER, then this node's own configuration and what its daemon has learned, then this host. Raises Unreachable."""
     if option:
-        return Place(option, "from -z")
+        return _parsed(option, "from -z")
     if os.environ.get("PVC_ZOOKEEPER"):
-        return Place(os.environ["PVC_ZOOKEEPER"], "from $PVC_ZOOKEEPER")
+        return _parsed(os.environ["PVC_ZOOKEEPER"], "from $PVC_ZOOKEEPER")
     configured = _configured()
     if configured:
-        return Place(configured, f"from {NODE_CONFIGURATION}")
-    return Place(f"{socket.gethostname()}:2181", "this host: neither -z nor $PVC_ZOOKEEPER is given")
+        found = _parsed(configured, f"from {NODE_CONFIGURATION}")
+        return Place(_with_learned(found.hosts), found.origin)
+    return _parsed(f"{socket.gethostname()}:{endpoint.PORT}", "this host: neither -z nor $PVC_ZOOKEEPER is given")
+
+
+def _parsed(text: str, origin: str) -> Place:
+    try:
+        return Place(str(endpoint.parse(text)), origin)
+    except endpoint.BadEndpoint as error:
+        raise Unreachable(f"The ZooKeeper servers ({origin}) cannot be understood: {error}") from error
+
+
+def _with_learned(hosts: str) -> str:
+    """And the servers that this node's daemon keeps in mind, where this user may read it: the one on this node may be down."""
+    configured = endpoint.parse(hosts)
+    try:
+        with open(f"{STATE_DIRECTORY}/{endpoint.FILE}", encoding="utf-8") as file:
+            known = endpoint.remembered(file.read(), configured)
+    except (OSError, UnicodeDecodeError):
+        return hosts
+    return str(endpoint.Endpoint(tuple(dict.fromkeys((*configured.servers, *known))), configured.chroot))
 
 
 def _configured() -> str:
@@ -78,6 +99,8 @@ def opened(where: Place, initialised: bool = True) -> Iterator[Cluster]:
                           "systemctl status zookeeper") from error
     try:
         store = Store(zk)
+        if not initialised:
+            zk.create_root()
         if initialised and not store.is_cluster():
             raise NotACluster(f"ZooKeeper at {where.hosts} ({where.origin}) holds no PVC cluster; create one with: pvc init")
         yield Cluster(store, zk, where)

@@ -143,7 +143,7 @@ def _names(facts: Facts) -> Iterable[Problem]:
 
 
 def cross_checks(facts: Facts, now: float, skew_s: float = 60.0) -> list[Problem]:
-    """What only `verify` looks at: each VM in the `runningdomains` of exactly its holder, clocks, and versions. `now`: unix seconds."""
+    """What only `verify` looks at: each VM in the `runningdomains` of exactly its holder, clocks, ZooKeeper servers and versions. `now`: unix seconds."""
     found = []
     shown: dict[str, list[str]] = {}
     for name, node in sorted(facts.view.nodes.items()):
@@ -171,6 +171,9 @@ def _clock_and_version(facts: Facts, node: NodeRecord, now: float, skew_s: float
     if isinstance(node.keepalive, int) and abs(now - node.keepalive) > skew_s:
         yield Problem(Level.WARNING, "clock", node.name, f"its clock and this one differ by {now - node.keepalive:+.0f} s (the times in logs and "
                       "histories are wrong; nothing else depends on it)", "Check the time service on both.")
+    if isinstance(node.zookeeper, str) and node.zookeeper and "," not in node.zookeeper:
+        yield Problem(Level.WARNING, "one-zookeeper", node.name, f"it knows one ZooKeeper server only ({node.zookeeper}): when that stops, the node "
+                      "has none", "Run three servers, or name them all in its pvcd.conf: zookeeper = hv1:2181,hv2:2181,hv3:2181")
     protocols = {other.protocol for other in facts.view.nodes.values() if isinstance(other.protocol, int)}
     if isinstance(node.protocol, int) and node.protocol < max(protocols):
         yield Problem(Level.WARNING, "version", node.name, f"it speaks protocol {node.protocol}, others {max(protocols)}", "Upgrade pvc-daemon there.")

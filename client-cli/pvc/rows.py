@@ -55,7 +55,7 @@ def node_row(node: NodeRecord, view: View, memory_mib: Mapping[str, int | None],
     """One node. Numbers of a node whose daemon does not run are stale, and not shown. `memory_mib`: per VM's UUID."""
     stale = node.daemonstate not in (DaemonState.RUN, DaemonState.INIT)
     words = node.staticdata.split() if isinstance(node.staticdata, str) else []
-    cpus = int(words[0]) if words and words[0].isdigit() else None
+    cpus = int(words[0]) if words and words[0].isascii() and words[0].isdigit() and len(words[0]) < 9 else None
     running = node.runningdomains if isinstance(node.runningdomains, tuple) else ()
     free, used = _known(node.memfree_mib), _known(node.memused_mib)
     total = free + used if isinstance(free, int) and isinstance(used, int) else None

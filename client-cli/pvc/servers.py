@@ -9,26 +9,26 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from pvcd.cluster.endpoint import Server, parse
+
 ANSWER_S = 2.0
-PORT = 2181
 
 
 def ask(hosts: str) -> list[dict[str, Any]]:
-    """`address`, `mode` (`leader`, `follower`, `standalone`; None: no answer) and `latency_ms` of each server."""
-    addresses = [part for part in hosts.partition("/")[0].split(",") if part]
-    with ThreadPoolExecutor(max(1, len(addresses))) as pool:
-        return list(pool.map(_ask, addresses))
+    """`address`, `mode` (`leader`, `follower`, `standalone`; None: no answer) and `latency_ms` of each server. Raises BadEndpoint."""
+    servers = parse(hosts).servers
+    with ThreadPoolExecutor(len(servers)) as pool:
+        return list(pool.map(_ask, servers))
 
 
-def _ask(address: str) -> dict[str, Any]:
-    host, _, port = address.rpartition(":") if re.search(r":\d+$", address) else (address, ":", str(PORT))
+def _ask(server: Server) -> dict[str, Any]:
     asked = time.monotonic()
     try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S) as connection:
+        with socket.create_connection((server.host, server.port), timeout=ANSWER_S) as connection:
             connection.settimeout(ANSWER_S)
             connection.sendall(b"srvr")
             text = connection.makefile(encoding="utf-8", errors="replace").read(4096)
     except OSError:
         text = ""
     mode = re.search(r"^Mode: (\w+)$", text, re.MULTILINE)
-    return {"address": address, "mode": mode[1] if mode else None, "latency_ms": round(1000 * (time.monotonic() - asked), 1) if mode else None}
+    return {"address": str(server), "mode": mode[1] if mode else None, "latency_ms": round(1000 * (time.monotonic() - asked), 1) if mode else None}

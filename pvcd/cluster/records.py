@@ -225,6 +225,7 @@ class NodeRecord:
     protocol: int | Unknown | None = None
     machineid: str | Unknown | None = None
     libvirtstate: str | Unknown | None = None
+    zookeeper: str | Unknown | None = None
     timing: Timing = Timing()
     versions: Mapping[str, int] = field(default_factory=dict)
 
@@ -247,12 +248,13 @@ class NodeRecord:
                    schema.decode_float(data("cpuload")), schema.decode_int(data("domainscount")),
                    schema.decode_uuids(data("runningdomains")), schema.decode_text(data("staticdata")),
                    schema.decode_text(data("incarnation")), schema.decode_int(data("protocol")),
-                   schema.decode_text(data("machineid")), schema.decode_text(data("libvirtstate")), decode_timing(data("timing")),
+                   schema.decode_text(data("machineid")), schema.decode_text(data("libvirtstate")), schema.decode_text(data("zookeeper")),
+                   decode_timing(data("timing")),
                    {key: v.version for key, v in values.items() if v.data is not None})
 
 
 NODE_FIELDS = ("daemonstate", "domainstate", "keepalive", "memfree", "memused", "cpuload", "domainscount", "runningdomains",
-               "staticdata", "incarnation", "protocol", "machineid", "libvirtstate", "timing")
+               "staticdata", "incarnation", "protocol", "machineid", "libvirtstate", "zookeeper", "timing")
 """The keys below `/nodes/<name>` that a NodeRecord is made of (IPMI keys are read only by who needs them)."""
 
 
@@ -311,6 +313,11 @@ def _load(raw: bytes) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def is_version(value: object) -> bool:
+    """A version that a key can have: four bytes in ZooKeeper's protocol, and -1 would be any."""
+    return type(value) is int and 0 <= value < 2**31
+
+
 def _texts(value: Mapping[str, Any], *keys: str) -> bool:
     return all(isinstance(value.get(key), str) for key in keys)
 
@@ -343,7 +350,7 @@ def decode_fence(raw: bytes | None) -> Fence | Unknown | None:
         return Unknown(raw)
     phase = schema.decode_word(FencePhase, value["phase"].encode("utf-8", "surrogatepass"))
     ka, texts = value.get("ka"), [value.get(key) or "" for key in ("by", "method", "since")]
-    if not isinstance(phase, FencePhase) or not (ka is None or type(ka) is int) or not all(isinstance(t, str) for t in texts):
+    if not isinstance(phase, FencePhase) or not (ka is None or is_version(ka)) or not all(isinstance(t, str) for t in texts):
         return Unknown(raw)
     return Fence(value["inc"], phase, texts[0], texts[1], ka, value.get("forced") is True, value.get("on") is True, texts[2])
 
@@ -364,6 +371,7 @@ def decode_timing(raw: bytes | None) -> Timing:
     """A node that does not say, or says nonsense, is judged by the defaults."""
     value = (_load(raw) if raw else None) or {}
     tick, intervals = value.get("tick"), value.get("fence_intervals")
-    if isinstance(tick, (int, float)) and isinstance(intervals, int) and 0.5 <= tick <= 60 and 3 <= intervals <= 100:
+    if (isinstance(tick, (int, float)) and not isinstance(tick, bool) and isinstance(intervals, int)
+            and 0.5 <= tick <= 60 and 3 <= intervals <= 100):
         return Timing(float(tick), intervals)
     return Timing()

@@ -20,6 +20,8 @@ ROOTS = (NODES, DOMAINS, CLAIMS, FENCES, LOCKS, VMMETA, HISTORY)
 
 XML_LIMIT = 256 * 1024
 VALUE_LIMIT = 4 * 1024
+LIST_LIMIT = 256 * 1024
+"""Of a list of VMs: 7,000 of them."""
 HISTORY_LIMIT = 64 * 1024
 HISTORY_LINES = 200
 PROTOCOL_VERSION = 1
@@ -50,6 +52,7 @@ NODE_KEYS = (
     Key("ipmiusername", "text", "own daemon at each start", "the janitor"),
     Key("ipmipassword", "text", "own daemon at each start", "the janitor"),
     Key("libvirtstate", "empty, or why libvirt gives no answer there", "own daemon each tick", "placement, client"),
+    Key("zookeeper", "HOST:PORT, separated by commas: the ZooKeeper servers it knows", "own daemon each tick", "client"),
     Key("incarnation", "boot hash `/` counter", "own daemon at each start", "display"),
     Key("timing", "JSON: effective tick and fence_intervals", "own daemon at each start", "observers of this node"),
     Key("protocol", "integer: highest protocol version", "own daemon after its first adoption pass", "all"),
@@ -173,8 +176,17 @@ def history(subject: str) -> str:
     return f"{HISTORY}/{subject}"
 
 
+def limit_of(path: str) -> int:
+    """How many bytes the key may hold."""
+    if path.startswith(DOMAINS) and path.endswith("/xml"):
+        return XML_LIMIT
+    if path.startswith(NODES) and path.endswith("/runningdomains"):
+        return LIST_LIMIT
+    return HISTORY_LIMIT if path.startswith(HISTORY) else VALUE_LIMIT
+
+
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
-_NODE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?\Z")
+_NODE_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?\Z")
 _VM_NAME = re.compile(r"\w[\w.+-]{0,63}\Z")
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 

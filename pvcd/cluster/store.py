@@ -175,13 +175,22 @@ class Store:
     def write_meta(self, uuid: str, value: Mapping[str, str | int]) -> None:
         """Change these keys of /vmmeta/<uuid>: display only, so the last writer wins."""
         old = self._backend.read(schema.vmmeta(uuid))
-        shown = {key: schema.printable(one)[:1000] if isinstance(one, str) else one for key, one in value.items()}
-        data = json.dumps({**_decoded(old.data), **shown}).encode()
+        data = _fitting(_decoded(old.data), value)
         change: Change = Create(schema.vmmeta(uuid), data) if old.data is None else Write(schema.vmmeta(uuid), data, old.version)
         try:
             self.apply((change,))
         except Conflict:
             return
+
+
+def _fitting(old: Mapping[str, Any], new: Mapping[str, str | int]) -> bytes:
+    """`new` over `old`, as long as the key may hold it: texts are cut, and what was there before gives way."""
+    for base, longest in ((old, 1000), ({}, 1000), ({}, 200), ({}, 20)):
+        shown = {key: schema.printable(one)[:longest] if isinstance(one, str) else one for key, one in new.items()}
+        data = json.dumps({**base, **shown}, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        if len(data) <= schema.VALUE_LIMIT:
+            return data
+    return b"{}"
 
 
 def _decoded(raw: bytes | None) -> Mapping[str, Any]:

@@ -8,16 +8,12 @@ thread, which all watches share: they must only enqueue.
 """
 from __future__ import annotations
 
-import logging
-import queue
-import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from kazoo.client import KazooClient, KazooState
+from kazoo.client import KazooState
 from kazoo.exceptions import (
     ConnectionClosedError,
     KazooException,
@@ -29,91 +25,39 @@ from kazoo.exceptions import (
     SessionExpiredError,
     UnimplementedError,
 )
-from kazoo.handlers.threading import KazooTimeoutError, SequentialThreadingHandler
-from kazoo.recipe.watchers import ChildrenWatch, DataWatch
-from kazoo.retry import KazooRetry
+from kazoo.handlers.threading import KazooTimeoutError
+from kazoo.protocol import serialization
+from kazoo.security import OPEN_ACL_UNSAFE
 
-from . import schema
+from . import kazooclient, schema
+from .endpoint import Endpoint, Server, parse
 from .errors import Conflict, OutcomeUnknown, TooLarge, Unreachable
 from .multiread import MultiRead
 from .records import ANY, MISSING, Change, Check, Create, Delete, Value, Write
 
 TRANSACTION_LIMIT = 900 * 1024
-POOL_THREADS = 4
-CONNECT_S = 1.0
 READS_AT_ONCE, DEFINITIONS_AT_ONCE = 200, 50
-
-# kazoo logs every lost connection with a traceback; what matters of it reaches people through the state callback.
-_silent = logging.getLogger("pvcd.kazoo")
-_silent.addHandler(logging.NullHandler())
-_silent.propagate = False
-_silent.setLevel(logging.CRITICAL + 1)
-
-
-class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
-    """kazoo starts one thread per watch at every reconnection (10,000 watches: 10,005 threads, 12.7 s): a small pool instead."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._socket: Any = None
-        self._tasks: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = queue.SimpleQueue()
-        self.workers = [threading.Thread(target=self._work, name=f"zookeeper-{number}", daemon=True) for number in range(POOL_THREADS)]
-        for worker in self.workers:
-            worker.start()
-
-    def spawn(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if isinstance(getattr(func, "__self__", None), (DataWatch, ChildrenWatch)):
-            return self.pool(func, *args, **kwargs)
-        return super().spawn(func, *args, **kwargs)
-
-    def create_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """kazoo waits a whole session timeout for one server's TCP answer: a host that is cut off would hold up all the others."""
-        kwargs["timeout"] = min(kwargs.get("timeout") or CONNECT_S, CONNECT_S)
-        self._socket = super().create_connection(*args, **kwargs)
-        return self._socket
-
-    def drop(self) -> None:
-        """End the present connection, not the session: kazoo connects again, to another server."""
-        try:
-            if self._socket is not None:
-                self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return  # it has ended already
-
-    def pool(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Run `func` on a thread of the pool, soon."""
-        self._tasks.put((func, args, kwargs))
-
-    def _work(self) -> None:
-        while True:
-            func, args, kwargs = self._tasks.get()
-            try:
-                func(*args, **kwargs)
-            except KazooException:
-                # A watch that could not be read: kazoo reads it again at the next reconnection, and the resync looks anyway.
-                continue
-            except Exception:
-                # A callback's own fault is told, and must not end the watches that share this thread. What it was about to do, the
-                # resync does.
-                traceback.print_exc()
+STOP_S = 3.0
+VERSIONS = range(-2**31, 2**31)
+"""What a version can be; kazoo's thread ends with what does not fit into its four bytes."""
+ENSEMBLE = "/zookeeper/config"
+"""ZooKeeper's own list of its servers; it lies outside any chroot."""
 
 
 class ZooKeeper:
     """`on_state(connected)` is called on kazoo's thread at each change and must only enqueue. Times are seconds."""
 
-    def __init__(self, hosts: str, session_timeout_s: float, call_timeout_s: float,
+    def __init__(self, hosts: str | Endpoint, session_timeout_s: float, call_timeout_s: float,
                  on_state: Callable[[bool], None] | None = None) -> None:
-        self.hosts, self._call_timeout_s, self._on_state = hosts, call_timeout_s, on_state
+        self.endpoint = parse(hosts) if isinstance(hosts, str) else hosts
+        self._call_timeout_s, self._on_state = call_timeout_s, on_state
         self._answered, self._patience_s = time.monotonic(), session_timeout_s / 3
-        # kazoo's default doubles the delay up to an hour: after a 70 s outage most nodes would be away long enough to be fenced.
-        retry = KazooRetry(max_tries=-1, delay=0.1, backoff=1.5, max_delay=1.0)
-        self._handler = _Handler()
-        self._client = KazooClient(hosts=hosts, timeout=session_timeout_s, connection_retry=retry, handler=self._handler,
-                                   read_only=False, logger=_silent)
+        self._client = kazooclient.make(self.endpoint, session_timeout_s)
+        self._handler: kazooclient.Handler = self._client.handler
         self._client.add_listener(self._state_changed)
         self._stopping = False
         self._multi_read = True
-        self._watched: dict[str, object] = {}
+        self._watched: dict[str, list[Any]] = {}
         self._created: dict[str, int] = {}
 
     # -------------------------------------------------------------------------------------------------- the connection
@@ -124,13 +68,63 @@ class ZooKeeper:
         if not self._client.connected:
             self._handler.drop()  # kazoo's thread may wait a whole session timeout for a server that accepts and then says nothing
             self.stop()
-            raise Unreachable(f"no answer from {self.hosts} within {timeout_s:g} s")
+            raise Unreachable(f"no answer from {self.endpoint} within {timeout_s:g} s")
 
     def stop(self) -> None:
-        """End the session; ephemeral keys go with it."""
+        """End the session; ephemeral keys go with it. Takes 2 x STOP_S at most: kazoo itself waits for a server that does not answer, or
+        for the resolution of a name. Its thread ends with the process then, and the session by itself.
+        """
         self._stopping = True
-        self._client.stop()
-        self._client.close()
+        ender = threading.Thread(target=self._end, name="zookeeper-stop", daemon=True)
+        ender.start()
+        if self.connected:
+            ender.join(STOP_S)
+        self._handler.drop()
+        ender.join(STOP_S)
+
+    def _end(self) -> None:
+        try:
+            self._client.stop()
+            self._client.close()
+        except KazooException:
+            return  # kazoo has waited for its own thread in vain: nothing more can be ended
+
+    def use(self, servers: Sequence[Server]) -> None:
+        """Connect to these the next time, in this order; the present connection stays. Any thread."""
+        if servers:
+            kazooclient.set_servers(self._client, servers, self.endpoint.chroot)
+
+    @property
+    def server(self) -> Server | None:
+        """The server that is connected to, or was tried last."""
+        return self._handler.address
+
+    def ensemble(self) -> bytes:
+        """What ZooKeeper's own list of its servers holds; empty where there is none, or it may not be read. Raises Unreachable."""
+        try:
+            data, _ = self._ask(serialization.GetData(ENSEMBLE, None))
+        except NoNodeError:
+            return b""
+        return bytes(data)
+
+    def has_root(self) -> bool:
+        """The path below which the cluster's keys are is there. Raises Unreachable."""
+        return not self.endpoint.chroot or self.children("/") is not None
+
+    def create_root(self) -> None:
+        """Create that path, unless it is there. Raises Unreachable."""
+        names = self.endpoint.chroot.split("/")[1:]
+        for depth in range(1, len(names) + 1):
+            try:
+                self._ask(serialization.Create("/" + "/".join(names[:depth]), b"", OPEN_ACL_UNSAFE, 0))
+            except NodeExistsError:
+                continue
+
+    def _ask(self, request: Any) -> Any:
+        """A request for a path as it is, without the chroot."""
+        result = self._client.handler.async_result()
+        self._client._call(request, result)
+        return self._answer(result, time.monotonic() + self._call_timeout_s)
 
     def ensure_alive(self) -> None:
         """Start the client again if kazoo gave up (2.8.0: one failed name resolution during a reconnection ends it). Non-blocking."""
@@ -173,10 +167,8 @@ class ZooKeeper:
 
     def _read_as_one(self, batch: list[str]) -> list[Value]:
         """In one request, where the server knows how."""
-        result = self._client.handler.async_result()
-        self._client._call(MultiRead([f"{self._client.chroot}{path}" for path in batch]), result)
         try:
-            answers = self._answer(result, time.monotonic() + self._call_timeout_s)
+            answers = self._ask(MultiRead([f"{self._client.chroot}{path}" for path in batch]))
         except UnimplementedError:
             self._multi_read = False
             return self._read_each(batch)
@@ -210,7 +202,7 @@ class ZooKeeper:
     def _answer(self, result: Any, deadline: float) -> Any:
         try:
             found = result.get(timeout=max(0.001, deadline - time.monotonic()))
-        except (NoNodeError, UnimplementedError):
+        except (NoNodeError, NodeExistsError, UnimplementedError):
             self._answered = time.monotonic()
             raise
         except (KazooTimeoutError, KazooException) as error:
@@ -237,6 +229,7 @@ class ZooKeeper:
         OutcomeUnknown (sent, and the answer was lost).
         """
         check_sizes(changes)
+        check_versions(changes)
         if not self._client.connected:
             raise Unreachable("not connected to ZooKeeper; nothing was written")
         transaction = self._client.transaction()
@@ -246,7 +239,7 @@ class ZooKeeper:
             # kazoo returns a transaction's errors in the list of its results, and raises nothing.
             results = transaction.commit_async().get(timeout=self._call_timeout_s)
         except (SessionExpiredError, ConnectionClosedError) as error:
-            raise Unreachable("the session with ZooKeeper has ended; nothing was written") from error
+            raise Unreachable("the connection to ZooKeeper has ended; nothing was written") from error
         except (KazooTimeoutError, KazooException) as error:
             self._lose_patience(error)
             raise OutcomeUnknown(f"ZooKeeper's answer was lost ({type(error).__name__}): it may have been written") from error
@@ -284,15 +277,15 @@ class ZooKeeper:
 
     def watch_value(self, path: str, callback: Callable[[], None]) -> None:
         """Call `callback` once now and after each change of the key's existence or value, until `unwatch`. Does not block."""
-        token = self._watched[path] = object()
+        token = self._watched[path] = list[Any]()
 
         def changed(_data: bytes | None, _stat: object) -> bool | None:
             return self._ring(path, token, callback)
-        self._handler.pool(lambda: self._client.DataWatch(path, changed))
+        self._handler.pool(lambda: self._arm(path, token, self._client.DataWatch(path), changed))
 
     def watch_children(self, path: str, callback: Callable[[], None]) -> None:
         """Call `callback` once now and after each change of the list. Survives deletion of `path` (kazoo's own watch does not)."""
-        token = self._watched[path] = object()
+        token = self._watched[path] = list[Any]()
 
         def listed(_children: list[str]) -> bool | None:
             return self._ring(path, token, callback)
@@ -300,13 +293,34 @@ class ZooKeeper:
         def exists(_data: bytes | None, stat: Any) -> bool | None:
             created = 0 if stat is None else stat.czxid
             if created and created != self._created.get(path):
-                self._handler.pool(lambda: self._client.ChildrenWatch(path, listed))
+                self._handler.pool(lambda: self._arm(path, token, self._client.ChildrenWatch(path), listed))
             self._created[path] = created
             return self._ring(path, token, callback)
-        self._handler.pool(lambda: self._client.DataWatch(path, exists))
+        self._handler.pool(lambda: self._arm(path, token, self._client.DataWatch(path), exists))
+
+    def _arm(self, path: str, token: list[Any], watch: Any, function: Callable[..., bool | None]) -> None:
+        """Pool thread. An `unwatch` that comes meanwhile may find the watch or miss it."""
+        if self._watched.get(path) is token:
+            token.append(watch)
+            watch(function)
+        if self._watched.get(path) is not token:
+            self._disarm(path, token)
 
     def unwatch(self, path: str) -> None:
-        self._watched.pop(path, None)
+        """The callback is not called any more; the server forgets the watch too. Does not block."""
+        self._handler.pool(self._disarm, path, self._watched.pop(path, []))
+
+    def _disarm(self, path: str, token: list[Any]) -> None:
+        """Pool thread. kazoo has no such call: a watch of its own goes only with the next change, which a deleted key never sees."""
+        full = f"{self._client.chroot}{path}"
+        for watch in token:
+            with watch._run_lock:
+                watch._stopped = True
+            self._client.remove_listener(watch._session_watcher)
+            for watchers in (self._client._data_watchers, self._client._child_watchers):
+                watchers.get(full, set()).discard(watch._watcher)
+        if token and path not in self._watched:
+            self._client._call(kazooclient.RemoveWatch(full), self._client.handler.async_result())
 
     def _ring(self, path: str, token: object, callback: Callable[[], None]) -> bool | None:
         """False tells kazoo to forget the watch."""
@@ -341,11 +355,11 @@ def _written(change: Change, result: Any) -> int | None:
     return 0 if isinstance(change, Create) else None
 
 
-def limit_of(path: str) -> int:
-    """How many bytes the key may hold."""
-    if path.startswith(schema.DOMAINS) and path.endswith("/xml"):
-        return schema.XML_LIMIT
-    return schema.HISTORY_LIMIT if path.startswith(schema.HISTORY) or path.endswith("/runningdomains") else schema.VALUE_LIMIT
+def check_versions(changes: Sequence[Change]) -> None:
+    """A version that no key can have is as good as another version than the key's: Conflict, and nothing is sent."""
+    for change in changes:
+        if not isinstance(change, Create) and change.version not in VERSIONS:
+            raise Conflict(change.path, f"version {change.version} cannot be")
 
 
 def check_sizes(changes: Sequence[Change]) -> None:
@@ -354,9 +368,7 @@ def check_sizes(changes: Sequence[Change]) -> None:
     for change in changes:
         size = len(change.data) if isinstance(change, (Write, Create)) else 0
         total += size + len(change.path)
-        if size > limit_of(change.path):
-            raise TooLarge(f"{change.path}: {size} bytes; at most {limit_of(change.path)} are allowed")
+        if size > schema.limit_of(change.path):
+            raise TooLarge(f"{change.path}: {size} bytes; at most {schema.limit_of(change.path)} are allowed")
     if total > TRANSACTION_LIMIT:
         raise TooLarge(f"the transaction has {total} bytes; at most {TRANSACTION_LIMIT} are allowed")
-
-

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 JAR = "/usr/share/java/zookeeper.jar"
@@ -20,40 +21,56 @@ def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
 
 
 class ZooKeeperServer:
-    """A server that can be stopped, frozen and started again on the same data: standalone, or one of three whose others are away."""
+    """A server that can be stopped, frozen and started again on the same data: standalone, or one of three whose others are away.
 
-    def __init__(self, folder: Path, alone_of_three: bool = False, read_only: bool = False) -> None:
-        self.port = free_port()
-        self.hosts = f"127.0.0.1:{self.port}"
+    `peers`: the lines of an ensemble, as in Debian's zoo.cfg; this server is the one that `number` counts, from 1.
+    """
+
+    def __init__(self, folder: Path, alone_of_three: bool = False, read_only: bool = False, address: str = "127.0.0.1", port: int = 0,
+                 peers: Sequence[str] = (), number: int = 1) -> None:
+        self.port, self._address = port or free_port(), address
+        self.hosts = f"[{address}]:{self.port}" if ":" in address else f"{address}:{self.port}"
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        (folder / "zoo.cfg").write_text(f"tickTime=500\ndataDir={folder}/data\nclientPort={self.port}\nclientPortAddress=127.0.0.1\n"
+        (folder / "zoo.cfg").write_text(f"tickTime=500\ndataDir={folder}/data\nclientPort={self.port}\nclientPortAddress={address}\n"
                                         "maxClientCnxns=0\nadmin.enableServer=false\n4lw.commands.whitelist=*\n")
         self._options = ["-Dreadonlymode.enabled=true"] if read_only else []
         self._serves = b"not currently serving" if alone_of_three and not read_only else b"Mode:"
         if alone_of_three:
+            peers = [f"server.{each}=127.0.0.1:{free_port()}:{free_port()}" for each in (1, 2, 3)]
+        if peers:
             with (folder / "zoo.cfg").open("a") as file:
                 file.write("initLimit=5\nsyncLimit=2\n")
-                file.writelines(f"server.{number}=127.0.0.1:{free_port()}:{free_port()}\n" for number in (1, 2, 3))
+                file.writelines(f"{line}\n" for line in peers)
             (folder / "data").mkdir()
-            (folder / "data/myid").write_text("1\n")
+            (folder / "data/myid").write_text(f"{number}\n")
 
     def start(self) -> None:
         """Returns when it answers, with or without a quorum."""
+        self.launch()
+        self.await_answer()
+
+    def launch(self) -> None:
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 ["java", *self._options, "-Xmx96m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp", f"/etc/zookeeper/conf:{JAR}",
                  "org.apache.zookeeper.server.quorum.QuorumPeerMain", str(self._folder / "zoo.cfg")], stdout=log, stderr=log,
                 start_new_session=True)
+
+    def await_answer(self) -> None:
         deadline = time.monotonic() + 30
         while self._serves not in self._srvr():
             assert time.monotonic() < deadline, (self._folder / "log").read_text()[-2000:]
             time.sleep(0.1)
 
     def _srvr(self) -> bytes:
+        return self.word(b"srvr")
+
+    def word(self, letters: bytes) -> bytes:
+        """The answer to a four-letter word; empty if there is none."""
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
-                connection.sendall(b"srvr")
+            with socket.create_connection((self._address, self.port), timeout=1) as connection:
+                connection.sendall(letters)
                 return connection.makefile("rb").read()
         except OSError:
             return b""
@@ -72,6 +89,21 @@ class ZooKeeperServer:
         while frozen and {path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{self._process.pid}/task").glob("*/stat")} != {"T"}:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def three_servers(folder: Path) -> list[ZooKeeperServer]:
+    """An ensemble as three hosts have it, at 127.0.0.1, 127.0.0.2 and 127.0.0.3, all with one client port. Running."""
+    port = free_port()
+    peers = [f"server.{number}=127.0.0.{number}:{free_port()}:{free_port()}" for number in (1, 2, 3)]
+    found = []
+    for number in (1, 2, 3):
+        (folder / str(number)).mkdir()
+        found.append(ZooKeeperServer(folder / str(number), address=f"127.0.0.{number}", port=port, peers=peers, number=number))
+    for server in found:
+        server.launch()
+    for server in found:
+        server.await_answer()
+    return found
 
 
 LAN = """name "test"

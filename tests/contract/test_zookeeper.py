@@ -15,8 +15,9 @@ from kazoo.exceptions import UnimplementedError
 from sim.fakezk import FakeServer, FakeZooKeeper
 
 from pvcd.cluster.errors import Conflict, OutcomeUnknown, TooLarge, Unreachable
+from pvcd.cluster.kazooclient import POOL_THREADS
 from pvcd.cluster.records import ANY, MISSING, Check, Create, Delete, Value, Write
-from pvcd.cluster.zk import POOL_THREADS, ZooKeeper
+from pvcd.cluster.zk import ZooKeeper
 
 from .servers import ZooKeeperServer
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pvcd.cluster.errors import Conflict, OutcomeUnknown, Unreachable
 from pvcd.cluster.records import ANY, MISSING, Change, Check, Create, Value, Write
-from pvcd.cluster.zk import check_sizes
+from pvcd.cluster.zk import check_sizes, check_versions
 
 
 @dataclass
@@ -217,6 +217,7 @@ class FakeZooKeeper:
 
     def commit(self, changes: Sequence[Change]) -> list[int | None]:
         check_sizes(changes)
+        check_versions(changes)
         self._reach()
         self.before_commit(changes)
         self._reach()
@@ -249,6 +250,18 @@ class FakeZooKeeper:
 
     def stop(self) -> None:
         self.forget()
+
+    def has_root(self) -> bool:
+        self._reach()
+        return True
+
+    def create_root(self) -> None:
+        self._reach()
+
+    def ensemble(self) -> bytes:
+        """A model has one server, and no list of it."""
+        self._reach()
+        return b""
 
     def ensure_alive(self) -> None:
         return

@@ -34,7 +34,7 @@ def load(tmp_path: Path, text: str, mode: int = 0o600, host: str = "hv1") -> con
 
 def test_the_hosts_section_wins_and_default_fills_the_gaps(tmp_path: Path) -> None:
     found = load(tmp_path, "[default]\nzookeeper = z:1\nipmi_password = 100%\nodd = 1\n[hv1]\nzookeeper = y:2, x:3\n")
-    assert found.zookeeper == "y:2,x:3" and found.ipmi_password == "100%" and found.ipmi_hostname == "hv1-lom"
+    assert str(found.zookeeper) == "y:2,x:3" and found.ipmi_password == "100%" and found.ipmi_hostname == "hv1-lom"
     assert "odd" in found.warnings[0] and "100%" not in repr(found)
     assert (found.call_timeout_s, found.session_timeout_s) == (4.0, 10.0)
     quick = load(tmp_path, "[default]\nkeepalive_interval = 1\n")

@@ -23,6 +23,7 @@ from .situation import Level
 from .standing import Answer, Standing, answer
 
 Stats = Mapping[str, str]
+RETRY_S = 1.0
 
 
 def measure(running: Sequence[str] | None, count: int = 0) -> dict[str, str]:
@@ -130,16 +131,17 @@ class Keepalive:
     def _run(self) -> None:
         while not self._stopping:
             self._wake.clear()
-            started = self._clock()
+            started, pause_s = self._clock(), self._tick_s
             try:
                 self.round()
             except PVCError as error:
                 self._tell(f"keepalive: {error}")
+                pause_s = min(RETRY_S, self._tick_s)  # the connection may be back in a moment, and a tick is long
             except Exception:
                 # Whatever goes wrong in a round, the next one must come: without keepalives this node gets fenced.
                 self._say(Level.CRITICAL, f"keepalive: {traceback.format_exc()}")
             self._on_round()
-            self._rest(started + self._tick_s)
+            self._rest(started + pause_s)
 
     def _rest(self, until: float) -> None:
         """Until the next round is due, or somebody wakes this thread. A tick may be longer than the watchdog waits."""

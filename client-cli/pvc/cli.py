@@ -22,7 +22,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
 @click.group(context_settings=CONTEXT, no_args_is_help=True)
-@click.option("-z", "--zookeeper", metavar="HOST:PORT[,…]", help="ZooKeeper to talk to; default: $PVC_ZOOKEEPER, this node's own, or this host.")
+@click.option("-z", "--zookeeper", metavar="HOST:PORT[,…][/PATH]", help="ZooKeeper to talk to; default: $PVC_ZOOKEEPER, this node's own, or this host.")
 @click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", show_default=True, help="Coloured output.")
 @click.pass_context
 def cli(context: click.Context, zookeeper: str | None, color: str) -> None:

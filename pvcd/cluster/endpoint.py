@@ -174,7 +174,7 @@ def remembered(text: str, configured: Endpoint) -> dict[Server, tuple[str, ...]]
         return {}
     found: dict[Server, tuple[str, ...]] = {}
     for line in lines[:MOST]:
-        name, *addresses = line.split()
+        name, *addresses = line.split() or [""]
         try:
             found[_server(name)] = tuple(address for address in addresses if Server(address).is_address)
         except BadEndpoint:

@@ -167,11 +167,17 @@ class RemoveWatch:
 
 
 def make(endpoint: Endpoint, session_timeout_s: float) -> Client:
-    """Not started. The servers are tried in their order, the first one first at each reconnection."""
+    """Not started. The servers are tried in their order at each connection."""
     # kazoo's default doubles the delay up to an hour: after a 70 s outage most nodes would be away long enough to be fenced.
     retry = KazooRetry(max_tries=-1, delay=0.1, backoff=1.5, max_delay=1.0)
     return Client(hosts=str(endpoint), timeout=session_timeout_s, connection_retry=retry, handler=Handler(), read_only=False,
                   randomize_hosts=False, logger=_silent)
+
+
+def put_last(client: Client, server: Server) -> None:
+    """The others come first at the next connection: a server that was lost may be frozen, and that takes its time to see."""
+    lost = (server.host, server.port)
+    client.hosts = [*(each for each in client.hosts if each != lost), *(each for each in client.hosts if each == lost)]
 
 
 def set_servers(client: Client, servers: Sequence[Server], chroot: str) -> None:

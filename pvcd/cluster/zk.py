@@ -146,6 +146,8 @@ class ZooKeeper:
         return int(self._client.last_zxid or 0)
 
     def _state_changed(self, state: str) -> None:
+        if state != KazooState.CONNECTED and self.server is not None:
+            kazooclient.put_last(self._client, self.server)
         if self._on_state is not None and not self._stopping:
             self._on_state(state == KazooState.CONNECTED)
 

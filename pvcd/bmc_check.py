@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (C) 2026 The PVC developers
-"""Tests management controllers before they are needed. Runs on the fence thread, while no fence is in progress; it
-never waits for one.
+"""Tests management controllers before they are needed. Runs on the fence thread, and never waits for an answer.
 
 Each node asks its own controller which machine it belongs to, again and again until it is told; and every five minutes
 it asks one other node's, another one each time, or the one that nobody has asked for long. So each controller is asked
@@ -17,6 +16,7 @@ from .cluster import controllers, schema
 from .cluster.claims import Actor
 from .cluster.controllers import Card
 from .cluster.records import ANY, Change, Create, View, Write
+from .cluster.schema import FencePhase
 from .cluster.store import Store
 from .cluster.tries import BACK_OFF_S
 from .janitor import Snapshot, snapshot
@@ -76,7 +76,7 @@ class BmcCheck:
         for name in seen.view.nodes:
             version, known = seen.values[name, "ipmistate"].version, self._states.get(name)
             self._states[name] = known if known is not None and known[0] == version else (version, now)
-        others = [name for name in sorted(seen.view.nodes) if name != self._node]
+        others = [name for name in sorted(seen.view.nodes) if name != self._node and not _is_fenced(seen.view, name)]
         if now >= due:
             due = self._due = now + EVERY_S
             if others:
@@ -145,3 +145,9 @@ class BmcCheck:
             )
         elif before and not problem:
             self._say(Level.INFO, f"{name}: its BMC answers again")
+
+
+def _is_fenced(view: View, name: str) -> bool:
+    """Its controller is the janitor's to ask."""
+    fence = view.fence(name)
+    return fence is not None and fence.phase is FencePhase.FENCING

@@ -127,8 +127,7 @@ class Fencing:
             delay_s = self._act(actor, seen, fencing, now)
         else:
             self._janitor.forget()
-        if not fencing:
-            self._check.visit(actor, seen.view, now)
+        self._check.visit(actor, seen.view, now)
         return delay_s
 
     def _act(self, actor: Actor, seen: Snapshot, fencing: list[str], now: float) -> float:

@@ -226,6 +226,8 @@ def nobody_has_a_way() -> None:
     count = json.loads(cluster.server.text(schema.node_key("a", "fencetries")) or "{}")["count"]
     assert 8 <= count <= 24, f"{count} tries in half an hour"
     assert cluster.server.nodes[schema.FENCES + "/a"].version < 6, "the fence itself is left alone"
+    state = json.loads(cluster.server.text(schema.node_key("b", "ipmistate")) or "{}")
+    assert cluster.now - float(state["at"][1:]) < 400.0, "B7: a fence without an end keeps everybody from testing the other controllers"
     cluster.hosts["a"].bmc = "ok"
     cluster.run(400.0)
     once(cluster, "b", "c", "a")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import configparser
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,11 +73,22 @@ def load(path: str, hostname: str) -> Config:
     common = dict(parser["default"]) if parser.has_section("default") else {}
     if not own and not common:
         raise ConfigError(f"{path}: has neither a section [{hostname}] nor [default]. Copy /etc/pvc/pvcd.conf.sample and edit it.")
+    _refuse_common_bmc(path, hostname, own, common, parser.sections())
     values = {**DEFAULTS, **common, **own}
     if values["ipmi_password"] and mode & stat.S_IROTH:
         raise ConfigError(f"{path}: holds a password and everybody can read it. chmod 0640 {path}")
     warnings = tuple(f"{path}: unknown key '{key}' is ignored" for key in sorted(set(values) - set(DEFAULTS)))
     return _checked(path, values, hostname, warnings)
+
+
+def _refuse_common_bmc(path: str, hostname: str, own: Mapping[str, str], common: Mapping[str, str], sections: Sequence[str]) -> None:
+    """One controller in `[default]` of a file for several hosts would switch off one machine as the proof that another is off. In a file that
+    has `[default]` alone it may be right (a file for one host); two nodes that say the same are found at run time, and neither is fenced.
+    """
+    others = sorted(set(sections) - {"default", hostname})
+    if common.get("ipmi_hostname") and not own.get("ipmi_hostname") and others:
+        raise ConfigError(f"{path}: [default] ipmi_hostname = '{common['ipmi_hostname']}': the file is for several hosts ([{'], ['.join(others)}]), and each "
+                          f"has a BMC of its own. Write it into the section of each host, here [{hostname}].")
 
 
 def _checked(path: str, values: Mapping[str, str], hostname: str, warnings: tuple[str, ...]) -> Config:

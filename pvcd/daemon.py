@@ -36,6 +36,7 @@ from .ipmi import Ipmi
 from .keepalive import Keepalive, measure
 from .liveness import Liveness
 from .notify import Notifier, feeding_s
+from .questions import Questions
 from .reconciler import Reconciler
 from .registration import Refused, Registration, Start, adoptable
 from .situation import Level
@@ -127,10 +128,11 @@ class Daemon:
         self._zxids = zxid.Newest()
         self._closed = threading.Event()
         self.liveness = Liveness(self.node, config.keepalive_interval)
-        self.fencing = Fencing(self.store, Ipmi(), self.liveness, self.node, self.env.actor, self.cache.current, _hold, _say, utc,
+        self.fence_wake = threading.Event()
+        self.questions = Questions(Ipmi(), self.store, self.clock, self.fence_wake.set, self.supervisor.beat)
+        self.fencing = Fencing(self.store, self.questions, self.liveness, self.node, self.env.actor, self.cache.current, _hold, _say, utc,
                                config.fence_action, uuid.uuid4().hex[:8])
         self.doubt = Doubt(self.hypervisor, config.keepalive_interval, _say)
-        self.fence_wake = threading.Event()
         self._last_resync = 0.0
         self._libvirt_trouble = ""
         self._last_acknowledged: float | None = None
@@ -159,7 +161,8 @@ class Daemon:
         self._write_state(DaemonState.RUN)
         self.cache.refresh()
         self.reconciler.start()
-        self.supervisor.watch([*self.reconciler.threads, *self.hypervisor.threads, *self.zk.threads])
+        self.questions.start()
+        self.supervisor.watch([*self.questions.threads, *self.reconciler.threads, *self.hypervisor.threads, *self.zk.threads])
         self._spawn("timer", self._time)
         self._spawn("fence", self._fence)
         self.notifier.ready()
@@ -244,6 +247,7 @@ class Daemon:
         while (self.instances.arriving() or self.doubt.pending) and self.clock() < deadline and not self.flags.exit_reason:
             threading.Event().wait(0.2)
         self.fence_wake.set()
+        self.questions.stop()
         self.reconciler.stop(5.0)
         if not self.keepalive.stop(2 * self.config.call_timeout_s):
             _say(Level.WARNING, "the keepalive thread hangs in ZooKeeper: `stop` is not written, and peers will look after this node")

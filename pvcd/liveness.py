@@ -100,7 +100,10 @@ class Liveness:
         return Judgement(target, self._seen[target][0], self.silent_s(target, now), base.judged, silent)
 
     def _is_silent(self, view: View, name: str, now: float, ticks: float) -> bool:
-        """Silent for so many of the node's *own* ticks."""
+        """Silent for so many of the node's *own* ticks. A view that shows a newer keepalive than was observed is a sign of life."""
+        seen = self._seen.get(name)
+        if seen is not None and view.nodes[name].version("keepalive") > seen[0]:
+            return False
         return name != self._me and self.silent_s(name, now) >= ticks * view.nodes[name].timing.tick_s
 
     @staticmethod

@@ -17,8 +17,9 @@ from .cluster.schema import DaemonState, DomainState, FencePhase
 from .cluster.store import Store
 from .local import Hypervisor
 
-LATE_POWER_OFF_S = 20.0
-"""A fence that was under way when the node booted: a power-off that was sent may still land for this long."""
+LATE_POWER_OFF_S = 30.0
+"""A fence that was under way when the node booted: a power-off that was sent may still land for this long. More than the gate, the call and
+what a controller takes to act, together (see `questions`)."""
 
 
 class Refused(PVCError):

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from threading import Thread
 
 PATIENCE = 600
-"""Looks without a beat. The longest bounded turn is the fence thread's, some ten questions to a controller at 20 s and more each."""
+"""Looks without a beat. The longest bounded turn is a worker's of `questions`: a name that is not resolved, and five calls at 20 s. The fence
+thread's is bounded by ZooKeeper alone."""
 
 
 class Supervisor:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (C) 2026 The PVC developers
-"""`pvc node fence`, `confirm-off`, `remove`, and `pvc maintenance`: what an operator says about the life of nodes."""
+"""`pvc node fence`, `confirm-off`, `power-on`, `remove`, and `pvc maintenance`: what an operator says about the life of nodes."""
 from __future__ import annotations
 
 import re
@@ -22,7 +22,7 @@ _UNITS = {"m": 60, "h": 3600, "d": 86400}
 
 def add_to(group: click.Group, node: click.Group) -> None:
     group.add_command(maintenance)
-    for command in (fence, confirm_off, remove):
+    for command in (fence, confirm_off, power_on, remove):
         node.add_command(command)
 
 
@@ -95,6 +95,26 @@ def confirm_off(context: click.Context, name: str, yes: bool) -> None:
         _confirmed(name, f"You say that {name} is off, or will never touch its VMs' disks again. If it is not so, VMs run twice.", yes)
         changes = fences.proved(view, name, who(), "confirm", _utc())
         options.apply(cluster, requests.Request(changes, f"Node {name} counts as off; its VMs are recovered."), name, schema.fence(name))
+
+
+@click.command("power-on")
+@click.argument("name", metavar="NODE", shell_complete=completion.nodes)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.pass_context
+def power_on(context: click.Context, name: str, yes: bool) -> None:
+    """Switch a fenced node on through its BMC. Example: pvc node power-on hv2"""
+    from pvcd.cluster import fences, requests, schema
+    from pvcd.cluster.errors import Refusal
+    with options.opened(context) as cluster:
+        view = cluster.store.view()
+        phase = _known(view, name).phase
+        if phase is not schema.FencePhase.FENCED:
+            raise Refusal(f"Node {name} is '{phase.value}', not fenced:", "it is not switched on by PVC.", f"pvc node info {name}")
+        if not any(view.is_running(other) for other in view.nodes if other != name):
+            raise Refusal(f"Nobody is there to switch {name} on:", "no other node runs.", "pvc node list")
+        _confirmed(name, f"{name} is switched on. Make sure that nobody works on it.", yes)
+        changes = fences.power_asked(name, view.fences[name])
+        options.apply(cluster, requests.Request(changes, f"Node {name} is being switched on: pvc history {name}"), name, schema.fence(name))
 
 
 @click.command()

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from pvcd.cluster.placement import WANTED
@@ -37,7 +37,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that is judged, as read. `sizes`: MiB; `bmc`: what the last check of each node's controller found; `reasons`: of VMs."""
+    """Everything that is judged, as read. `sizes`: MiB; `bmc`: what the last check of each node's controller found; `reasons`: of VMs;
+    `tries`: what came of the tries to fence a node."""
 
     view: View
     domains: Mapping[str, DomainRecord]
@@ -45,6 +46,7 @@ class Facts:
     sizes: Mapping[str, int | None]
     bmc: Mapping[str, str]
     reasons: Mapping[str, str]
+    tries: Mapping[str, str] = field(default_factory=dict)
 
     def name(self, uuid: str) -> str:
         found = self.domains.get(uuid)
@@ -91,10 +93,12 @@ def _node(facts: Facts, node: NodeRecord) -> Iterable[Problem]:
         yield Problem(Level.WARNING, "bad-node", name, "its fence is missing or cannot be understood: it can neither run VMs nor be recovered",
                       "Start pvcd on it, and look at its journal.")
     elif fence.phase is FencePhase.FENCING:
-        yield Problem(Level.CRITICAL, "fencing", name, f"fencing, not confirmed: nothing proves yet that it is off; {held} VMs wait",
-                      f"Mend its BMC, or make sure that it is off and say so: pvc node confirm-off {name}")
+        tried = facts.tries.get(name, "")
+        yield Problem(Level.CRITICAL, "fencing", name, f"fencing, not confirmed: nothing proves yet that it is off{f' ({tried})' if tried else ''}; "
+                      f"{held} VMs wait", f"Repair its BMC, or make sure that it is off and say so: pvc node confirm-off {name}")
     elif fence.phase is FencePhase.FENCED:
-        yield Problem(Level.CRITICAL, "fenced", name, f"it was fenced ({fence.method or '?'}) and is not back", f"pvc history {name}")
+        then = "its BMC is asked to switch it on" if fence.asked else f"If it is off: pvc node power-on {name}"
+        yield Problem(Level.CRITICAL, "fenced", name, f"it was fenced ({fence.method or '?'}) and is not back", f"pvc history {name}. {then}")
     elif node.daemonstate is DaemonState.DEAD:
         yield Problem(Level.CRITICAL, "dead", name, "it is dead, and not fenced yet", f"pvc history {name}")
     elif node.daemonstate is DaemonState.STOP:
@@ -106,8 +110,18 @@ def _node(facts: Facts, node: NodeRecord) -> Iterable[Problem]:
     if facts.view.is_running(name) and node.libvirtstate not in ("", None):
         yield Problem(Level.CRITICAL, "libvirt", name, f"libvirt gives no answer there ({node.libvirtstate}): its {held} VMs run on, and cannot be "
                       "started, stopped or moved", "On it: systemctl restart libvirtd")
-    if facts.bmc.get(name, "").startswith("broken"):
-        yield Problem(Level.WARNING, "bmc-broken", name, f"its BMC is {facts.bmc[name]}: it could not be fenced", "Check ipmi_* in its pvcd.conf.")
+    yield from _bmc(facts, name)
+
+
+def _bmc(facts: Facts, name: str) -> Iterable[Problem]:
+    word = facts.bmc.get(name, "")
+    repair = f"Check ipmi_* in its pvcd.conf, then on it: systemctl restart pvcd. Until then {name} cannot be fenced"
+    if word.startswith("not used"):
+        yield Problem(Level.CRITICAL, "bmc-wrong", name, f"its BMC is {word}: nothing is sent to it", repair)
+    elif word.startswith("broken"):
+        yield Problem(Level.WARNING, "bmc-broken", name, f"its BMC is {word}: it could not be fenced", "Check ipmi_* in its pvcd.conf.")
+    elif word.startswith("unknown"):
+        yield Problem(Level.WARNING, "bmc-unchecked", name, f"whether its BMC answers is {word}", "Start pvcd on the other nodes: they check it.")
 
 
 def _vm(facts: Facts, record: DomainRecord) -> Iterable[Problem]:

@@ -10,6 +10,9 @@ import click
 from . import completion, options
 
 if TYPE_CHECKING:
+    from pvcd.cluster.controllers import Card
+    from pvcd.cluster.records import View
+
     from .connection import Cluster
     from .health import Problem
     from .rows import Row
@@ -35,16 +38,33 @@ def memories(cluster: Cluster, uuids: list[str]) -> dict[str, int | None]:
 
 
 def _rows(cluster: Cluster, only: str | None = None) -> list[Row]:
-    from pvcd.cluster import schema
+    import time
 
     from . import objects, rows
     view = cluster.store.view()
     chosen = [objects.find_node(view, only)] if only else [view.nodes[name] for name in sorted(view.nodes)]
     running = {uuid for record in chosen if isinstance(record.runningdomains, tuple) for uuid in record.runningdomains}
     memory = memories(cluster, sorted(running))
-    states = cluster.store.raw_many([schema.node_key(record.name, "ipmistate") for record in chosen])
-    checks = {record.name: schema.decode_text(states[schema.node_key(record.name, "ipmistate")].data) for record in chosen}
-    return [rows.node_row(record, view, memory, rows.bmc_word(str(checks[record.name] or ""))) for record in chosen]
+    cards, now = cards_of(cluster, view), time.time()
+    return [rows.node_row(record, view, memory, rows.bmc_word(cards, record.name, now)) for record in chosen]
+
+
+def cards_of(cluster: Cluster, view: View) -> dict[str, Card]:
+    """What is recorded of every node's BMC."""
+    from pvcd.cluster import controllers, schema
+    paths = {(name, key): schema.node_key(name, key) for name in view.nodes for key in controllers.KEYS}
+    values = cluster.store.raw_many(paths.values())
+    return {name: controllers.card({key: values[paths[name, key]].data for key in controllers.KEYS}) for name in view.nodes}
+
+
+def tries_of(cluster: Cluster, view: View) -> dict[str, str]:
+    """For each node that is being fenced without a proof: who tried, and what came of it."""
+    from pvcd.cluster import schema, tries
+
+    from . import rows
+    found = {name: fence for name in view.nodes if (fence := view.fence(name)) is not None and fence.phase is schema.FencePhase.FENCING}
+    values = cluster.store.raw_many([schema.node_key(name, tries.KEY) for name in found])
+    return {name: rows.tries_word(tries.decode(values[schema.node_key(name, tries.KEY)], fence)) for name, fence in found.items()}
 
 
 @node.command("list")

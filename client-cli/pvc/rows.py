@@ -6,16 +6,21 @@
 """
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
+from pvcd.cluster import controllers
+from pvcd.cluster.controllers import Card, Seen
 from pvcd.cluster.records import Claim, ClaimRecord, DomainRecord, NodeRecord, View
 from pvcd.cluster.schema import DaemonState, Unknown, VMState
+from pvcd.cluster.tries import Tries
 
 from .formatters import Column
 
 Row = dict[str, Any]
+
+SEEN_FOR_S = 4 * 3600.0
+"""A check that failed longer ago, and that its node has not repeated, is not shown: in a large cluster each node's turn comes rarely."""
 
 NODE_COLUMNS = (Column("name", "Name"), Column("daemonstate", "Daemon", coloured=True), Column("domains", "Domains", coloured=True),
                 Column("vms", "VMs", True), Column("cpus", "CPUs", True), Column("memory_total_mib", "Total (MiB)", True),
@@ -40,15 +45,42 @@ def _known(value: object) -> Any:
     return None if isinstance(value, Unknown) else value
 
 
-def bmc_word(raw: str) -> str:
-    """What the last check of a node's BMC found, from `ipmistate`."""
-    try:
-        value = json.loads(raw or "{}")
-    except (ValueError, RecursionError):
-        value = {}
-    if not isinstance(value, dict) or not isinstance(value.get("ok"), bool):
+def bmc_word(cards: Mapping[str, Card], name: str, now: float) -> str:
+    """What is known of a node's BMC: whose it is, what its last checks found, and how old they are. `now`: unix seconds."""
+    card = cards.get(name, Card())
+    obstacle = controllers.obstacle(cards, name)
+    if obstacle:
+        return f"not used: {obstacle}"
+    if not card.seen:
         return "not checked yet"
-    return "answers" if value["ok"] else f"broken: {value.get('detail')}, seen by {value.get('by')} at {value.get('at')}"
+    age_s = controllers.age_s(card.at, now)
+    when = f"checked by {card.by} {age(age_s)}" if age_s is not None else f"checked by {card.by} at {card.at or 'no known time'}"
+    failed = [f"{seen.detail}, seen by {by} at {seen.at}" for by, seen in sorted(card.seen.items()) if not seen.ok and _fresh(seen, now)]
+    if failed:
+        return f"broken: {'; '.join(failed)}"
+    if age_s is None or age_s > controllers.STALE_S:
+        return f"unknown: last {when}"
+    return f"answers, {controllers.verdict(card).value} ({when})"
+
+
+def _fresh(seen: Seen, now: float) -> bool:
+    age_s = controllers.age_s(seen.at, now)
+    return age_s is None or age_s <= SEEN_FOR_S
+
+
+def age(seconds: float) -> str:
+    """How long ago, roughly."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def tries_word(tries: Tries) -> str:
+    """Who tried to fence a node and what came of it; '' if nobody did."""
+    last = {one.by: one for one in tries.last}
+    told = "; ".join(f"{one.by}: {one.why}" for one in last.values())
+    return f"{tries.count} tries: {told}" if tries.count > 1 else told
 
 
 def node_row(node: NodeRecord, view: View, memory_mib: Mapping[str, int | None], bmc: str) -> Row:

@@ -25,16 +25,14 @@ def add_to(group: click.Group) -> None:
 
 def facts(cluster: Cluster) -> Facts:
     """Everything that is judged, read in bulk."""
-    from pvcd.cluster import schema
-
     from . import rows
     from .health import Facts
-    from .node import memories
+    from .node import cards_of, memories, tries_of
     view, domains = cluster.store.view(), cluster.store.domains()
-    states = cluster.store.raw_many([schema.node_key(name, "ipmistate") for name in view.nodes])
-    bmc = {name: rows.bmc_word(str(schema.decode_text(states[schema.node_key(name, "ipmistate")].data) or "")) for name in view.nodes}
+    cards, now = cards_of(cluster, view), time.time()
+    bmc = {name: rows.bmc_word(cards, name, now) for name in view.nodes}
     reasons = {uuid: str(meta.get("reason") or "") for uuid, meta in cluster.store.metas(sorted(domains)).items()}
-    return Facts(view, domains, cluster.store.claims(), memories(cluster, sorted(domains)), bmc, reasons)
+    return Facts(view, domains, cluster.store.claims(), memories(cluster, sorted(domains)), bmc, reasons, tries_of(cluster, view))
 
 
 def summary(cluster: Cluster, found: Facts) -> dict[str, Any]:

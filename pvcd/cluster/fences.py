@@ -56,7 +56,7 @@ def committed(me: Actor, view: View, target: str, keepalive_version: int, judged
     """
     fence, node = view.fences[target], view.nodes[target]
     new = replace(_known(fence), phase=FencePhase.FENCING, by=me.node, method="", ka=keepalive_version, forced=False,
-                  on=False, since=since)
+                  on=False, asked=False, since=since)
     others = [Check(schema.fence(name), view.fences[name].version) for name in sorted(set(judged) - {target, me.node})]
     return (me.mine, Check(schema.node_key(target, "keepalive"), keepalive_version),
             Check(schema.FENCES, view.hold.version), *others, _set(target, fence, new),
@@ -69,7 +69,7 @@ def forced(view: View, target: str, by: str, keepalive_version: int, since: str)
     """
     fence, node = view.fences[target], view.nodes[target]
     new = replace(_known(fence), phase=FencePhase.FENCING, by=by, method="", ka=keepalive_version, forced=True, on=False,
-                  since=since)
+                  asked=False, since=since)
     return (Check(schema.node_key(target, "keepalive"), keepalive_version), _set(target, fence, new),
             _word(node, "daemonstate", DaemonState.DEAD.value))
 
@@ -81,7 +81,7 @@ def proved(view: View, target: str, by: str, method: str, since: str, me: Actor 
     """
     fence, node = view.fences[target], view.nodes[target]
     old = _known(fence)
-    new = replace(old, phase=FencePhase.FENCED, by=by, method=method, on=False, since=since)
+    new = replace(old, phase=FencePhase.FENCED, by=by, method=method, on=False, asked=False, since=since)
     silent = () if old.ka is None else (Check(schema.node_key(target, "keepalive"), old.ka),)
     return (*((me.mine,) if me else ()), *silent, _set(target, fence, new),
             _word(node, "domainstate", DomainState.FLUSHED.value), _word(node, "daemonstate", DaemonState.DEAD.value))
@@ -93,8 +93,21 @@ def rejoined(name: str, fence: FenceRecord, inc: str, since: str) -> tuple[Chang
 
 
 def powered_on(me: Actor, target: str, fence: FenceRecord) -> tuple[Change, ...]:
-    """fenced → fenced, on: the one `power on` after the recovery was sent."""
-    return (me.mine, _set(target, fence, replace(_known(fence), on=True)))
+    """fenced → fenced, on: its controller said on after the recovery."""
+    return (me.mine, _set(target, fence, replace(_known(fence), on=True, asked=False)))
+
+
+def power_asked(target: str, fence: FenceRecord) -> tuple[Change, ...]:
+    """fenced → fenced, asked: an operator wants it switched on; the janitor does it."""
+    return (_set(target, fence, replace(_known(fence), on=False, asked=True)),)
+
+
+def wants_power(fence: FenceRecord | None, fence_action: str) -> bool:
+    """Fenced, not seen on since, and either proved by its controller under `fence_action = reboot`, or asked for by an operator."""
+    found = fence.value if fence is not None else None
+    if not isinstance(found, Fence) or found.phase is not FencePhase.FENCED or found.on:
+        return False
+    return found.asked or (found.method == "ipmi-off" and fence_action == "reboot")
 
 
 def removed(target: str, fence: FenceRecord, by: str, since: str) -> tuple[Change, ...]:

@@ -135,11 +135,14 @@ class Fence:
     ka: int | None = None
     forced: bool = False
     on: bool = False
+    """after the fence, its controller said that it is on"""
     since: str = ""
+    asked: bool = False
+    """after the fence, an operator asks to switch it on"""
 
     def encode(self) -> bytes:
-        return _dump({"v": 1, "inc": self.inc, "phase": self.phase.value, "by": self.by, "method": self.method,
-                      "ka": self.ka, "forced": self.forced, "on": self.on, "since": self.since})
+        return _dump({"v": 1, "inc": self.inc, "phase": self.phase.value, "by": self.by, "method": self.method, "ka": self.ka,
+                      "forced": self.forced, "on": self.on, "since": self.since, **({"asked": True} if self.asked else {})})
 
 
 @dataclass(frozen=True)
@@ -352,7 +355,8 @@ def decode_fence(raw: bytes | None) -> Fence | Unknown | None:
     ka, texts = value.get("ka"), [value.get(key) or "" for key in ("by", "method", "since")]
     if not isinstance(phase, FencePhase) or not (ka is None or is_version(ka)) or not all(isinstance(t, str) for t in texts):
         return Unknown(raw)
-    return Fence(value["inc"], phase, texts[0], texts[1], ka, value.get("forced") is True, value.get("on") is True, texts[2])
+    return Fence(value["inc"], phase, texts[0], texts[1], ka, value.get("forced") is True, value.get("on") is True, texts[2],
+                 value.get("asked") is True)
 
 
 def decode_hold(value: Value) -> Hold:

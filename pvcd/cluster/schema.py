@@ -57,8 +57,11 @@ NODE_KEYS = (
     Key("timing", "JSON: effective tick and fence_intervals", "own daemon at each start", "observers of this node"),
     Key("protocol", "integer: highest protocol version", "own daemon after its first adoption pass", "all"),
     Key("machineid", "text", "own daemon at its first start", "own daemon: two hosts with one name"),
-    Key("ipmiguid", "32 hex digits", "own daemon at each start", "the janitor: is this the right machine's controller"),
-    Key("ipmistate", "JSON: by, at, ok, cipher", "a peer that checked the controller", "all"),
+    Key("ipmiguid", "32 hex digits", "own daemon, as soon as its controller answers", "the janitor: is this the right machine's controller"),
+    Key("ipmiinside", "JSON: local (GUID through the host's own interface), product (DMI UUID)", "own daemon after each start",
+        "the janitor, peers, client: does the controller belong to this host"),
+    Key("ipmistate", "JSON: by, at, ok, cipher, detail, guid, addresses, seen (by node)", "a peer that checked the controller", "all"),
+    Key("fencetries", "JSON: fence, count, last (by, at, why): tries that gave no proof", "the janitor", "janitors: whose turn is next; client"),
 )
 DOMAIN_KEYS = (
     Key("state", "`start` `stop` `shutdown` `restart` `migrate` `failed` `delete`",

@@ -21,6 +21,7 @@ from pvcd.fencing import Fencing
 from pvcd.instances import NODES, VIEW, Instances
 from pvcd.keepalive import Keepalive
 from pvcd.liveness import Liveness
+from pvcd.questions import Questions
 from pvcd.reconciler import Reconciler
 from pvcd.registration import Refused, Registration, adoptable
 from pvcd.situation import Level
@@ -28,7 +29,7 @@ from pvcd.standing import Standing
 from pvcd.view import ViewCache
 
 from .fakehypervisor import Fabric, FakeHypervisor
-from .fakeipmi import FakeIpmi
+from .fakeipmi import Bmcs, FakeIpmi, FakeWorkers
 from .fakezk import FakeServer, FakeZooKeeper
 
 TICK_S = 5.0
@@ -75,6 +76,7 @@ class Cluster:
         self.fabric = Fabric(lambda: self.now, on_event=self._event)
         self.hosts: dict[str, Host] = {}
         self.late_offs: list[tuple[float, str]] = []
+        self.bmcs = Bmcs()
         self.ids = 0
         for name in self.names:
             hypervisor, zk = FakeHypervisor(self.fabric, name), FakeZooKeeper(self.server, name)
@@ -231,13 +233,15 @@ class Daemon:
         self.keepalive = Keepalive(self.store, self.standing, TICK_S, self._clock, self._clock, self._say, self._acknowledged, self._exit,
                                    self._restore, lambda: self.cache.current().nodes.get(name), lambda: None)
         self.liveness = Liveness(name, TICK_S)
-        self.fencing = Fencing(self.store, FakeIpmi(cluster, self), self.liveness, name, self.standing.actor,  # type: ignore[arg-type]
+        self.questions = Questions(FakeIpmi(cluster, self), self.store, self._clock, lambda: self.due.update(fence=0.0), lambda _name: None, workers=0)
+        self.workers = FakeWorkers(self, self.questions)
+        self.fencing = Fencing(self.store, self.questions, self.liveness, name, self.standing.actor,
                                self.cache.current, lambda view: view.hold.hold, self._say, self._utc, "reboot", self._new_id())
         self.due = {"doubt": 0.0, "keepalive": 0.0, "timer": 0.0, "fence": 0.0, "resync": cluster.now + 60.0}
         self.runs_from = float("inf")
         self.doubt, self.gives_up, self.failed = Doubt(host.hypervisor, TICK_S, self._say), cluster.now + 3 * TICK_S, False
         self._running = False
-        self._busy: set[str] = set()
+        self.busy: set[str] = set()
 
     # ------------------------------------------------------------------------------------------------------- callbacks
 
@@ -299,7 +303,7 @@ class Daemon:
         """As `pvcd.daemon.Daemon.start`, up to `run` or to the wait before it."""
         name, host = self.host.name, self.host
         free = host.hypervisor.free_mib()
-        static = {"ipmihostname": name, "ipmiusername": "u", "ipmipassword": "p", "protocol": "0", "memfree": str(free),
+        static = {"ipmihostname": self.cluster.bmcs.configured.get(name, name), "ipmiusername": "u", "ipmipassword": "p", "protocol": "0", "memfree": str(free),
                        "timing": Timing(TICK_S, 6).encode().decode()}
         self.registration = Registration(self.store, host.hypervisor, name, f"{name}{host.boot}", f"machine {name}", self._utc())
         start, version = self.registration.run(static)
@@ -343,13 +347,13 @@ class Daemon:
 
     def _preflight(self) -> None:
         """As in `pvcd.daemon`: without ZooKeeper it waits for a while, and looks for copies in doubt."""
-        if "main" in self._busy:
+        if "main" in self.busy:
             return  # its start is interrupted: others come first
         self._watch_doubt()
         waits = not self.host.zk.connected and self.cluster.now < self.gives_up
         if waits or (self.failed and self.doubt.pending):
             return
-        self._busy.add("main")
+        self.busy.add("main")
         try:
             if self.failed:
                 raise Killed
@@ -360,13 +364,13 @@ class Daemon:
             if self.standing.inc:
                 raise Killed from error
         finally:
-            self._busy.discard("main")
+            self.busy.discard("main")
 
     def _watch_doubt(self) -> None:
         if self.cluster.now >= self.due["doubt"]:
             self.due["doubt"] = self.cluster.now + 1.0
             linked = self.host.zk.connected and self.standing.actor() is not None
-            self._on_thread("doubt", lambda: self.doubt.look(self.cluster.now, linked, self.acknowledged))
+            self.on_thread("doubt", lambda: self.doubt.look(self.cluster.now, linked, self.acknowledged))
 
     def _turn(self, most: int) -> None:
         now = self.cluster.now
@@ -374,24 +378,22 @@ class Daemon:
         if now >= self.due["keepalive"]:
             self.due["keepalive"] = now + TICK_S
             self.keepalive.leave({"memfree": str(self.host.hypervisor.free_mib())})
-            self._on_thread("keepalive", self.keepalive.round)
+            self.on_thread("keepalive", self.keepalive.round)
             if self.host.daemon is not self:
                 raise Killed
             if self.host.hypervisor.answers:
                 self.instances.inventory_seen(self.host.hypervisor.inventory())
         if not self._running:
             if now >= self.runs_from:
-                self._on_thread("main", self._run)
+                self.on_thread("main", self._run)
             return
         if now >= self.due["timer"]:
             self.due["timer"] = now + 1.0
-            self._on_thread("timer", self._observe)
+            self.on_thread("timer", self._observe)
         if now >= self.due["resync"]:
             self.due["resync"] = now + 60.0
             self.instances.resync()
-        if now >= self.due["fence"]:
-            self.due["fence"] = now + 1.0
-            self._on_thread("fence", self._fence)
+        self.workers.turn(now)
         if self.queue.run_due(most) == BUSY:
             raise Violation(f"{self.host.name}: visits without an end")
 
@@ -401,17 +403,18 @@ class Daemon:
         values = self.store.keepalives([name for name in self.instances.nodes if name != self.host.name])
         self.liveness.observe(self._clock(), {name: value.version for name, value in values.items() if value.data is not None})
 
-    def _fence(self) -> None:
+    def fence(self) -> None:
+        self.due["fence"] = self.cluster.now + 1.0
         self.due["fence"] = self.cluster.now + self.fencing.visit(self.cluster.now)
 
-    def _on_thread(self, name: str, call: Callable[[], None]) -> None:
+    def on_thread(self, name: str, call: Callable[[], None]) -> None:
         """A thread does one thing at a time, also when others come in between."""
-        if name in self._busy:
+        if name in self.busy:
             return
-        self._busy.add(name)
+        self.busy.add(name)
         try:
             call()
         except PVCError:
             return
         finally:
-            self._busy.discard(name)
+            self.busy.discard(name)

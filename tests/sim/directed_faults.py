@@ -203,7 +203,7 @@ def two_see_it_at_the_same_moment() -> None:
 
     def interrupt(daemon: Daemon, what: str) -> None:
         overdue = cluster.now - cluster.hosts["a"].last_keepalive >= 6 * TICK_S
-        if what == "commit" and daemon._busy == {"fence"} and overdue and not first:
+        if what == "commit" and daemon.busy == {"fence"} and overdue and not first:
             first.append(daemon.host.name)
             other = cluster.hosts["c" if first == ["b"] else "b"].daemon
             assert other is not None
@@ -260,7 +260,7 @@ def the_janitor_loses_its_session() -> None:
 
         def interrupt(daemon: Daemon, _what: str, cluster: Cluster = cluster, wanted: int = step) -> None:
             nonlocal seen
-            if daemon._busy == {"fence"}:
+            if daemon.busy == {"fence"}:
                 seen += 1
                 if seen == wanted + 1:
                     cluster.server.expire(daemon.host.name)

@@ -83,7 +83,7 @@ def janitor_dies_at_each_step() -> None:
         def interrupt(daemon: Daemon, what: str, cluster: Cluster = cluster, wanted: int = step) -> None:
             nonlocal seen, killed
             fencing = '"phase":"up"' not in (cluster.server.text(schema.fence("a")) or "")
-            if daemon._busy == {"fence"} and fencing and not killed:
+            if daemon.busy in ({"fence"}, {"bmc"}) and fencing and not killed:
                 seen += 1
                 if seen > wanted:
                     killed = True

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from pvcd import fencing, keepalive, liveness, planner, recovery_plan, standing
-from pvcd.cluster import claims, fences, flush, records, schema
+from pvcd import bmc_check, fence_plan, fencing, janitor, keepalive, liveness, planner, questions, recovery_plan, standing
+from pvcd.bmc import Power, Reading
+from pvcd.cluster import claims, controllers, fences, flush, records, schema, tries
 from pvcd.cluster.records import ANY, Change, Check, Write
 from pvcd.cluster.store import Store
-from pvcd.ipmi import Power, Reading
 from pvcd.local import Status
 from pvcd.situation import Situation, Step, Verb
 
@@ -78,20 +78,92 @@ def no_read_back() -> Any:
 
 def one_reading() -> Any:
     """The first reading of `off` is a proof."""
-    original = fencing.Fencing._power
+    original = fence_plan.plan
 
-    def power(self: fencing.Fencing, actor: Any, view: Any, name: str, now: float) -> float:
-        delay_s = original(self, actor, view, name, now)
-        target = self._targets.get(name)
-        return self._proved(actor, view, name, target, now) if target is not None and target.seen_off == now else delay_s
-    return mock.patch.object(fencing.Fencing, "_power", power)
+    def plan(fence: Any, learned: fence_plan.Learned, now: float, obstacle: str) -> fence_plan.Action:
+        early = learned.asking is None and learned.sent is not None and learned.seen_off is not None
+        return fence_plan.Action(fence_plan.Act.PROVE) if early else original(fence, learned, now, obstacle)
+    return mock.patch.object(fence_plan, "plan", plan)
 
 
 def no_identity() -> Any:
     """Nobody asks whose controller it is, and what it says of its machine is believed."""
-    def stranger(_self: fencing.Fencing, _name: str, _bmc: Any) -> str:
-        return ""
-    return mock.patch.object(fencing.Fencing, "_stranger", stranger)
+    return mock.patch.object(controllers, "stranger", lambda *_arguments: "")
+
+
+def shared_controllers() -> Any:
+    """One controller may be several nodes': it is the recorded one, after all."""
+    return mock.patch.object(controllers, "obstacle", lambda *_arguments: "")
+
+
+def contradicted_controller() -> Any:
+    """What a host sees of its controller from inside does not count."""
+    return mock.patch.object(controllers, "verdict", lambda _card: controllers.Verdict.UNVERIFIED)
+
+
+def no_gate_before_off() -> Any:
+    """What was decided on may have changed while the controller said whose it is: nobody looks again before `off`."""
+    original = questions.Questions._order
+
+    def order(self: questions.Questions, question: Any, *rest: Any) -> Any:
+        return original(self, replace(question, gate=()), *rest)
+    return mock.patch.object(questions.Questions, "_order", order)
+
+
+def slow_for_all() -> Any:
+    """One question at a time: a controller that takes its time holds up all others."""
+    original = questions.Questions.take
+    return mock.patch.object(questions.Questions, "take", lambda self: None if self._under_way else original(self))
+
+
+def no_hand_over() -> Any:
+    """A janitor whose try has failed keeps the lock."""
+    return mock.patch.object(fencing.Fencing, "_hand_over", lambda _self, _actor: None)
+
+
+def no_pause() -> Any:
+    """Tries follow each other at once."""
+    return mock.patch.object(tries, "pause_s", lambda *_arguments: 0.0)
+
+
+def power_on_is_believed() -> Any:
+    """The order to switch on counts as done."""
+    original = fence_plan.plan_on
+
+    def plan_on(learned: fence_plan.Learned, now: float, obstacle: str) -> fence_plan.Action:
+        return original(learned, now, obstacle) if learned.sent is None else fence_plan.Action(fence_plan.Act.DONE)
+    return mock.patch.object(fence_plan, "plan_on", plan_on)
+
+
+def one_checker() -> Any:
+    """Each controller is tested by the node before it alone."""
+    def chosen(self: bmc_check.BmcCheck, others: list[str], _now: float) -> str:
+        return others[sum(name < self._node for name in others) % len(others)]
+    return mock.patch.object(bmc_check.BmcCheck, "_chosen", chosen)
+
+
+def identity_asked_once() -> Any:
+    """A controller that did not say whose it is at the start is never asked again."""
+    original = bmc_check.BmcCheck._own
+
+    def own(self: bmc_check.BmcCheck, *arguments: Any) -> None:
+        original(self, *arguments)
+        self._own_due = None
+    return mock.patch.object(bmc_check.BmcCheck, "_own", own)
+
+
+def earlier_fence_remembered() -> Any:
+    """What was learned of a node's earlier fence is taken for knowledge of the present one."""
+    original = janitor.Janitor._forget
+
+    def forget(self: janitor.Janitor, view: Any) -> None:
+        kept = dict(self._learned)
+        original(self, view)
+        for name, learned in kept.items():
+            fence = view.fence(name)
+            if fence is not None:
+                self._learned[name] = replace(learned, about=janitor.tries.about(fence))
+    return mock.patch.object(janitor.Janitor, "_forget", forget)
 
 
 def no_query() -> Any:
@@ -204,12 +276,12 @@ def no_freshness() -> Any:
 
 def no_resumption() -> Any:
     """A fence belongs to the janitor that began it: another leaves it alone."""
-    original = fencing.Fencing._power
+    original = janitor.Janitor._step
 
-    def power(self: fencing.Fencing, actor: Any, view: Any, name: str, now: float) -> float:
-        fence = view.fence(name)
-        return original(self, actor, view, name, now) if fence is not None and fence.by == self._node else 1.0
-    return mock.patch.object(fencing.Fencing, "_power", power)
+    def step(self: janitor.Janitor, actor: Any, seen: Any, name: str, now: float) -> tuple[float, bool]:
+        fence = seen.view.fence(name)
+        return original(self, actor, seen, name, now) if fence is not None and fence.by == self._node else (1.0, False)
+    return mock.patch.object(janitor.Janitor, "_step", step)
 
 
 def flushed_too_early() -> Any:
@@ -218,7 +290,9 @@ def flushed_too_early() -> Any:
 
 
 MUTANTS: tuple[Mutation, ...] = (
-    no_mine, no_claim_version, no_gate, no_keepalive_in_commit, early_death, no_read_back, one_reading, no_identity, no_query,
+    no_mine, no_claim_version, no_gate, no_keepalive_in_commit, early_death, no_read_back, one_reading, no_identity, shared_controllers,
+    contradicted_controller, no_gate_before_off, slow_for_all, no_hand_over, no_pause, power_on_is_believed, one_checker, identity_asked_once,
+    earlier_fence_remembered, no_query,
     no_surrender, no_surrender_when_cut_off, doubt_ends_with_the_process, inheritance_counts_anew,
     no_later_life, no_rollback, no_doubt, no_adoption, cold_rehoming,
     no_objection, no_exit,

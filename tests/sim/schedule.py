@@ -147,7 +147,21 @@ class Schedule:
         self.world.say(f"{zk.name}: link {'cut' if zk.connected else 'healed'}")
         (zk.cut if zk.connected else zk.heal)()
 
+    def _way(self) -> None:
+        """One node does not reach one controller any more, or a controller takes its time, or both are over."""
+        bmcs, name = self.world.bmcs, self._host()
+        if bmcs.cut or bmcs.takes_s:
+            bmcs.cut.clear()
+            bmcs.takes_s.clear()
+        elif self.dice.random() < 0.5:
+            bmcs.cut.add((self._host(), name))
+        else:
+            bmcs.takes_s[name] = self.dice.choice((1.0, 6.0, 19.0))
+
     def _bmc(self) -> None:
+        if self.dice.random() < 0.3:
+            self._way()
+            return
         modes = ("ok", "ok", "dead", "ignore", "wrong", *(("lie",) if self.world.lies_possible else ()))
         name, mode = self._host(), self.dice.choice(modes)
         fence = self.store.view().fence(name)
@@ -255,6 +269,8 @@ class Schedule:
         self._calm = True
         world = self.world
         world.say("everything heals")
+        world.bmcs.cut.clear()
+        world.bmcs.takes_s.clear()
         for host in world.hosts.values():
             host.bmc = "ok"
             host.hypervisor.answers, host.hypervisor.late_create = True, False

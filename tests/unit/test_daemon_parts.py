@@ -270,3 +270,13 @@ def test_a_zookeeper_that_goes_back_while_we_run_is_noticed() -> None:
     newest = zxid.Newest()
     assert [newest.went_back(seen) for seen in (0, 5, 9, 0, 9, 8, 10)] == [False, False, False, False, False, True, False]
     assert newest.seen == 10
+
+
+def test_one_bmc_for_several_hosts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(config.ConfigError, match=r"\[default\] ipmi_hostname = 'bmc1'.*\[hv2\].*\[hv1\]"):
+        load(tmp_path, "[default]\nipmi_hostname = bmc1\n[hv2]\nzookeeper = z:1\n")
+    with pytest.raises(config.ConfigError, match="several hosts"):
+        load(tmp_path, "[default]\nipmi_hostname = bmc1\n[hv1]\nzookeeper = z:1\n[hv2]\nipmi_hostname = bmc2\n")
+    assert load(tmp_path, "[default]\nipmi_hostname = bmc1\n").ipmi_hostname == "bmc1", "a file for one host"
+    assert load(tmp_path, "[default]\nipmi_hostname = bmc1\n[hv1]\nzookeeper = z:1\n").ipmi_hostname == "bmc1"
+    assert load(tmp_path, "[default]\nipmi_hostname = x\n[hv1]\nipmi_hostname = bmc1\n[hv2]\nipmi_hostname = bmc2\n").ipmi_hostname == "bmc1"

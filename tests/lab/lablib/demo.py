@@ -98,6 +98,6 @@ def timeline(lab: Lab, since: str, nodes: tuple[str, ...]) -> list[str]:
         out = lab.node(name).run("journalctl", "-u", "pvcd.service", "--since", since, "-o", "short-precise", "--no-pager").stdout
         for line in out.splitlines():
             text = re.sub(r"\x1b\[[0-9;]*m", "", line)
-            if re.search(r"the fence is committed|power off is sent|fenced: seen off|: of hv\d|: started$|power on is sent", text):
+            if re.search(r"the fence is committed|power off was sent|fenced: seen off|: of hv\d|: started$|power on is sent", text):
                 found.append(f"{text.split()[2]} {name}: {text.partition('>>> ')[2]}")
     return sorted(found)

@@ -149,7 +149,7 @@ class LibvirtHypervisor:
             job = [kinds[error.get_error_code()]] + [0] * 6
         active = job[0] in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED)
         moved, size = (job[4], job[6]) if active else (0, 0)  # dataProcessed, memTotal
-        return Local(status, active, None, "" if status is not Status.UNKNOWN else "no state", moved, size)
+        return Local(status, active, None, "" if status is not Status.UNKNOWN else "no state", moved, size, bool(domain.isPersistent()))
 
     def inventory(self) -> tuple[Guest, ...]:
         """See `local.Hypervisor`. One request; a domain whose monitor hangs does not hold it up."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pvcd.cluster.records import Claim, ClaimRecord, DomainRecord, NodeRecord, View
-from pvcd.cluster.schema import DaemonState, Unknown, VMState
+from pvcd.cluster.schema import DaemonState, Unknown, VMState, printable
 
 from .formatters import Column
 
@@ -70,7 +70,9 @@ def node_row(node: NodeRecord, view: View, memory_mib: Mapping[str, int | None],
         "memory_used_mib": None if stale else used, "memory_free_mib": None if stale else free,
         "memory_vms_mib": None if stale else allocated, "cpuload": None if stale else _known(node.cpuload), "stale": stale,
         "arch": words[3] if len(words) > 3 else None, "os": words[2] if len(words) > 2 else None,
-        "kernel": words[1] if len(words) > 1 else None, "running": list(running)}
+        "kernel": words[1] if len(words) > 1 else None, "running": list(running),
+        "strangers": [{"uuid": uuid, "name": called} for uuid, called in sorted(node.strangers.items())]
+        if isinstance(node.strangers, Mapping) else []}
 
 
 def vm_row(record: DomainRecord, claim: ClaimRecord, memory_mib: int | None, vcpus: int | None, reason: str = "", at: str = "") -> Row:
@@ -97,7 +99,7 @@ def node_page(row: Row, long: bool, vms: list[str]) -> list[tuple[str, Any]]:
         ("Free RAM (MiB)", row["memory_free_mib"]), ("Allocated RAM (MiB)", row["memory_vms_mib"])]
     if long:
         pairs += [("", ""), ("Architecture", row["arch"]), ("Operating System", row["os"]), ("Kernel Version", row["kernel"]),
-                  ("", ""), ("VMs", ", ".join(vms))]
+                  ("", ""), ("VMs", ", ".join(vms)), ("Outside PVC", ", ".join(printable(one["name"]) for one in row["strangers"]))]
     return pairs
 
 

@@ -55,6 +55,9 @@ NODE_KEYS = (
     Key("protocol", "integer: highest protocol version", "own daemon after its first adoption pass", "all"),
     Key("machineid", "text", "own daemon at its first start", "own daemon: two hosts with one name"),
     Key("ipmiguid", "32 hex digits", "own daemon at each start", "the janitor: is this the right machine's controller"),
+    Key("departure", "JSON: at, return, vms: its host is being, or was, shut down", "own daemon; the client deletes it (`node flush`, "
+        "`node ready`)", "own daemon at its next start, client"),
+    Key("strangers", "JSON: UUID → name of what runs there outside PVC", "own daemon each tick", "row 9, client"),
     Key("ipmistate", "JSON: by, at, ok, cipher", "a peer that checked the controller", "all"),
 )
 DOMAIN_KEYS = (

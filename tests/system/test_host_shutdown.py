@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -28,8 +29,15 @@ def goes_down(lab: Lab, node: str, verb: str = "poweroff") -> None:
 
 
 def is_off(lab: Lab, node: str, timeout_s: float = OFF_S) -> None:
-    wait_for(f"{node} is off", lambda: not lab.node(node).pid, timeout_s, 0.5)
-    lab.kill(node)  # nothing is left to kill; what a container leaves on this machine is cleaned up
+    """Every unit has ended. The power is cut then: systemd's last program waits 90 s, twice, for what looks into the node from outside."""
+    def ended() -> bool:
+        init = lab.node(node).init
+        try:
+            return init is None or b"systemd-shutdown" in Path(f"/proc/{init}/cmdline").read_bytes()
+        except OSError:
+            return True
+    wait_for(f"{node} is off", ended, timeout_s, 0.2)
+    lab.kill(node)
 
 
 def is_back(lab: Lab, node: str) -> None:

@@ -105,8 +105,9 @@ def _unclaimed(s: Situation) -> Step:
     uuid, status = s.record.uuid, s.local.status
     if not s.record.exists:
         return Step(16, "PVC does not know this VM", level=Level.QUIET)
-    if s.local.persistent and s.state is not None and s.state not in WANTED and status is not Status.ABSENT:
-        return Step(44, f"runs here outside PVC ({status.value}, libvirt's own domain) and is to be '{s.state.value}': left alone",
+    if s.local.persistent and s.state not in WANTED and status is not Status.ABSENT:
+        # A word that is missing is no order either: the keys of a VM may come one by one, and adopted now it would obey `stop` then.
+        return Step(44, f"runs here outside PVC ({status.value}, libvirt's own domain) and its state is {_shown(s.record.state)}: left alone",
                     level=Level.WARNING)
     if s.copy:
         return Step(7, f"it is here ({status.value}) and nobody holds it: adopted", changes=claims.adopt(s.me, uuid, s.claim))

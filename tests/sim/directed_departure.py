@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pvcd.cluster import schema
+from pvcd.cluster import fences, schema
+from pvcd.cluster.schema import DaemonState
 from pvcd.departure import Phase
 from pvcd.local import Status
 
 from .cluster import Cluster, Daemon
-from .directed import VM, declared_off, once, order, rest, until, world
+from .directed import VM, declared_off, once, operator, order, rest, until, world
 from .directed_faults import OTHER, one_life, said, starts
 
 DEPARTURE = schema.node_key("a", "departure")
@@ -217,6 +218,8 @@ def an_order_to_go_elsewhere_is_taken_back() -> None:
     while cluster.hosts["a"].power:
         assert cluster.now < end, "I2: the host does not go off"
         cluster.run(0.5)
+    assert any("powers off" in event[3] for event in cluster.fabric.events), "I5: the guest was not asked to power off"
+    assert cluster.claim(VM) is None and cluster.word(VM, "hypervisor") == "a"
     boots(cluster, seconds=120.0)
     rest(cluster)
 
@@ -277,6 +280,22 @@ def _dies(step: int, fits: bool) -> bool:
     return seen[0] >= step
 
 
+def a_host_that_is_off_after_a_plain_stop_is_fenced_by_hand() -> None:
+    """pvcd was stopped, then the host switched off: nobody recovers its VM until somebody says so; the command that `status` names does."""
+    cluster = world()
+    daemon = cluster.hosts["a"].daemon
+    assert daemon is not None
+    daemon._write_state(DaemonState.STOP)
+    cluster.power_off("a")
+    cluster.run(120.0)
+    assert not cluster.fabric.running(VM)
+    store = operator(cluster)
+    view = store.view()
+    store.apply(fences.forced(view, "a", "operator", store.keepalives(["a"])["a"].version, "now"))
+    cluster.run(30.0)
+    once(cluster, "b", "c")
+
+
 # -------------------------------------------------------------------------------------------------------------- outside PVC
 
 def what_runs_outside_is_never_switched_off() -> None:
@@ -288,6 +307,8 @@ def what_runs_outside_is_never_switched_off() -> None:
     cluster.hosts["a"].hypervisor.virsh_start(VM, "old1")
     cluster.run(6.0)
     assert VM in (cluster.server.text(schema.node_key("a", "strangers")) or "")
+    cluster.server.put(schema.domain(VM), "old1")  # its keys come one by one
+    cluster.run(6.0)
     cluster.define(VM, "a", "stop", name="old1")
     cluster.run(120.0)
     one_life(cluster)
@@ -325,12 +346,13 @@ def a_leftover_of_libvirts_own_is_left_to_libvirt() -> None:
         cluster.hosts["a"].hypervisor.virsh_start(VM, "old1")
         cluster.hosts["a"].hypervisor.copies[VM].status = status
         cluster.run(30.0)
-        assert cluster.hosts["a"].hypervisor.copies[VM].status is status
+        left = cluster.hosts["a"].hypervisor.copies.get(VM)
+        assert left is not None and left.status is status, f"I5: what libvirt keeps was touched ({status.value})"
 
 
 SCHEDULES: tuple[Callable[[], None], ...] = (
     a_reboot_is_one_life, what_fits_nowhere_powers_off_and_starts_again, a_deaf_guest_loses_its_power, all_hosts_at_once,
     zookeeper_is_away, zookeeper_goes_away_in_the_flush, an_operator_says_ready_meanwhile, a_node_that_was_flushed_stays_flushed,
     a_fence_meanwhile, orders_meanwhile, an_order_to_go_elsewhere_is_taken_back, nothing_is_received_or_started_by_a_host_that_leaves,
-    death_before_each_effect, what_runs_outside_is_never_switched_off, what_runs_outside_is_not_started_elsewhere,
+    death_before_each_effect, a_host_that_is_off_after_a_plain_stop_is_fenced_by_hand, what_runs_outside_is_never_switched_off, what_runs_outside_is_not_started_elsewhere,
     a_leftover_of_libvirts_own_is_left_to_libvirt)

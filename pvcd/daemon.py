@@ -29,6 +29,7 @@ from .cluster.store import Store
 from .cluster.zk import ZooKeeper
 from .departure import Limits
 from .doubt import Doubt
+from .driftwatch import DriftWatch
 from .environment import Environment
 from .fencing import Fencing
 from .hostjobs import host_goes_down
@@ -136,6 +137,7 @@ class Daemon:
         self.fencing = Fencing(self.store, Ipmi(), self.liveness, self.node, self.env.actor, self.cache.current, _hold, _say, utc,
                                config.fence_action, uuid.uuid4().hex[:8])
         self.doubt = Doubt(self.hypervisor, config.keepalive_interval, _say)
+        self.drift = DriftWatch(self.store, self.hypervisor.live_definition, self.clock, _say)
         self.fence_wake = threading.Event()
         self._last_resync = 0.0
         self._libvirt_trouble = ""
@@ -168,6 +170,8 @@ class Daemon:
         self.supervisor.watch([*self.reconciler.threads, *self.hypervisor.threads, *self.zk.threads])
         self._spawn("timer", self._time)
         self._spawn("fence", self._fence)
+        # Not supervised: it may hang with a guest, and is only for display.
+        threading.Thread(target=self.drift.run, args=(self.flags.stop, self.instances.running_here), name="drift", daemon=True).start()
         self.notifier.ready()
         self.notifier.status(f"running as {self.node}, incarnation {self.standing.inc}")
 

@@ -93,6 +93,10 @@ class Instances:
         """VMs of PVC that the last inventory showed here, or that this node holds as last read."""
         return [uuid for uuid, vm in list(self.domains.items()) if (uuid in self._here and not vm.outside) or vm.held_here]
 
+    def running_here(self) -> list[str]:
+        """VMs that this node holds and that ran here at their last visit."""
+        return [uuid for uuid, vm in list(self.domains.items()) if vm.held_here and vm.local.status is Status.RUNNING]
+
     def strangers(self, guests: Iterable[Guest]) -> dict[str, str]:
         """UUID → name of the guests that run here outside PVC: without keys, or with keys and libvirt's own."""
         known = {uuid: vm for uuid, vm in list(self.domains.items()) if not vm.outside}

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from pvcd.cluster.notices import Departure
@@ -46,6 +46,8 @@ class Facts:
     sizes: Mapping[str, int | None]
     bmc: Mapping[str, str]
     reasons: Mapping[str, str]
+    differs: Mapping[str, str] = field(default_factory=dict)
+    """by VM: how it runs otherwise than it is defined, as its node has told"""
 
     def name(self, uuid: str) -> str:
         found = self.domains.get(uuid)
@@ -63,7 +65,7 @@ def problems(facts: Facts) -> list[Problem]:
         found += _node(facts, facts.view.nodes[name])
     for uuid, record in sorted(facts.domains.items()):
         found += _vm(facts, record)
-    found += [*_names(facts), *_outside(facts)]
+    found += [*_names(facts), *_outside(facts), *_differing(facts)]
     return sorted(found, key=lambda problem: -problem.level)
 
 
@@ -168,6 +170,13 @@ def _outside(facts: Facts) -> Iterable[Problem]:
 def strangers_of(view: View) -> dict[str, Mapping[str, str]]:
     """By node that is up: UUID → name of the guests that run there outside PVC."""
     return {name: node.strangers for name, node in view.nodes.items() if isinstance(node.strangers, Mapping) and view.is_up(name)}
+
+
+def _differing(facts: Facts) -> Iterable[Problem]:
+    for uuid, text in sorted(facts.differs.items()):
+        if text and uuid in facts.domains and facts.holder(uuid) is not None:
+            yield Problem(Level.WARNING, "differs", facts.name(uuid), f"runs otherwise than it is defined ({text}): its next start goes back to the "
+                          "definition", f"Make it so: pvc vm modify {facts.name(uuid)}, or undo what was done with virsh")
 
 
 def _doubtful(claim: ClaimRecord | None) -> Operation | None:

@@ -114,6 +114,8 @@ def vm_page(row: Row, details: Mapping[str, Any], long: bool) -> list[tuple[str,
         pairs.append(("Reason", row["reason"]))
     elif row["reason"]:  # it is over; kept because people ask for it
         pairs.append(("Last Trouble", f"{row['reason']} ({row['reason_at'] or 'nobody knows when'})"))
+    if row.get("differs"):
+        pairs.append(("Differs", f"{row['differs']} (the next start goes back to the definition)"))
     if long and details:
         pairs += [("", ""), ("Type", details["kind"]), ("Architecture", details["arch"]), ("Machine", details["machine"]),
                   ("Emulator", details["emulator"]), ("Features", " ".join(details["features"]))]

@@ -33,8 +33,9 @@ def facts(cluster: Cluster) -> Facts:
     view, domains = cluster.store.view(), cluster.store.domains()
     states = cluster.store.raw_many([schema.node_key(name, "ipmistate") for name in view.nodes])
     bmc = {name: rows.bmc_word(str(schema.decode_text(states[schema.node_key(name, "ipmistate")].data) or "")) for name in view.nodes}
-    reasons = {uuid: str(meta.get("reason") or "") for uuid, meta in cluster.store.metas(sorted(domains)).items()}
-    return Facts(view, domains, cluster.store.claims(), memories(cluster, sorted(domains)), bmc, reasons)
+    metas = cluster.store.metas(sorted(domains))
+    reasons, differs = ({uuid: str(meta.get(key) or "") for uuid, meta in metas.items()} for key in ("reason", "differs"))
+    return Facts(view, domains, cluster.store.claims(), memories(cluster, sorted(domains)), bmc, reasons, differs)
 
 
 def summary(cluster: Cluster, found: Facts) -> dict[str, Any]:

@@ -351,8 +351,10 @@ def a_leftover_of_libvirts_own_is_left_to_libvirt() -> None:
 
 
 SCHEDULES: tuple[Callable[[], None], ...] = (
-    a_reboot_is_one_life, what_fits_nowhere_powers_off_and_starts_again, a_deaf_guest_loses_its_power, all_hosts_at_once,
-    zookeeper_is_away, zookeeper_goes_away_in_the_flush, an_operator_says_ready_meanwhile, a_node_that_was_flushed_stays_flushed,
-    a_fence_meanwhile, orders_meanwhile, an_order_to_go_elsewhere_is_taken_back, nothing_is_received_or_started_by_a_host_that_leaves,
-    death_before_each_effect, a_host_that_is_off_after_a_plain_stop_is_fenced_by_hand, what_runs_outside_is_never_switched_off, what_runs_outside_is_not_started_elsewhere,
+    a_reboot_is_one_life, what_fits_nowhere_powers_off_and_starts_again, a_deaf_guest_loses_its_power,
+    all_hosts_at_once, zookeeper_is_away, zookeeper_goes_away_in_the_flush, an_operator_says_ready_meanwhile,
+    a_node_that_was_flushed_stays_flushed, a_fence_meanwhile, orders_meanwhile,
+    an_order_to_go_elsewhere_is_taken_back, nothing_is_received_or_started_by_a_host_that_leaves,
+    death_before_each_effect, a_host_that_is_off_after_a_plain_stop_is_fenced_by_hand,
+    what_runs_outside_is_never_switched_off, what_runs_outside_is_not_started_elsewhere,
     a_leftover_of_libvirts_own_is_left_to_libvirt)

@@ -193,3 +193,19 @@ def test_a_guest_of_plain_libvirt_is_never_switched_off(lab: Lab, recorder: Reco
         life.goes_on()
     finally:
         node.run("virsh", "-q", "undefine", vm, check=False)
+
+
+def test_a_guest_on_a_snapshot_is_told_and_not_stopped_without_force(lab: Lab, recorder: Recorder) -> None:
+    """Finding A20: the next start would go back to the old disk."""
+    vm = "snap1"
+    started(lab, vm, "hv1", disk=True)
+    node = lab.node("hv1")
+    life = Life(lab, recorder, vm)
+    node.run("virsh", "-q", "snapshot-create-as", vm, "s1", "--disk-only", "--no-metadata", "--diskspec",
+             f"vda,file=/srv/shared/disks/{vm}.s1", timeout_s=30)
+    wait_for("it is told", lambda: "runs otherwise" in lab.pvc("status", check=False).stdout, 90, 1)
+    refused = lab.pvc("vm", "stop", "-y", vm, check=False)
+    assert refused.returncode == 4 and f"{vm}.s1" in refused.stderr and "--force" in refused.stderr, refused
+    assert f"{vm}.s1" in lab.pvc("vm", "info", vm).stdout
+    life.goes_on()
+    lab.pvc("vm", "stop", "-y", "--force", vm, "--wait", timeout_s=60)

@@ -65,7 +65,7 @@ class Store:
         return Value(self.stored, 1)
 
     def metas(self, uuids: Sequence[str]) -> dict[str, dict[str, object]]:
-        return {uuid: self.meta for uuid in uuids}
+        return dict.fromkeys(uuids, self.meta)
 
     def write_meta(self, _uuid: str, value: dict[str, object]) -> None:
         self.meta, self.writes = {**self.meta, **value}, self.writes + 1

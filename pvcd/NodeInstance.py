@@ -11,6 +11,7 @@ from .cluster.errors import BadDefinition, Conflict, OutcomeUnknown, Unreachable
 from .cluster.flush import Cluster, NodePlan, Order, plan_flush, plan_unflush
 from .cluster.records import Claim, ClaimRecord, DomainRecord, View, Write
 from .cluster.schema import DaemonState, DomainState
+from .departure import Phase
 from .environment import Environment
 from .situation import Level
 from .view import Condition, condition
@@ -29,6 +30,8 @@ class NodeInstance:
         self._ordered: dict[str, float] = {}
         self._sizes: dict[str, int | None] = {}
         self._told = ""
+        self.moving = False
+        """the flush has just given an order, or waits for what comes of one; for the departure"""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -41,8 +44,9 @@ class NodeInstance:
         if self.name != self._env.node:
             return None
         node, actor = view.nodes.get(self.name), self._env.actor()
-        if node is None or actor is None or node.domainstate not in (DomainState.FLUSH, DomainState.UNFLUSH):
-            self._word = None
+        if node is None or actor is None or node.domainstate not in (DomainState.FLUSH, DomainState.UNFLUSH) \
+                or self._env.phase not in (None, Phase.FLUSH):
+            self._word, self.moving = None, False
             return None
         assert isinstance(node.domainstate, DomainState)
         word = (node.domainstate, node.version("domainstate"))
@@ -63,6 +67,7 @@ class NodeInstance:
             plan, final = plan_flush(actor, cluster, recent), DomainState.FLUSHED
         else:
             plan, final = plan_unflush(actor, cluster, self._ordered), DomainState.READY
+        self.moving = bool(plan.orders or plan.under_way)
         for order in plan.orders:
             self._give(order, now)
         self._tell_plan(word[0], plan)

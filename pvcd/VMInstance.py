@@ -17,6 +17,7 @@ from .cluster.errors import BadDefinition, Conflict, HypervisorError, Hypervisor
 from .cluster.placement import unfit
 from .cluster.records import Check, Claim, ClaimRecord, DomainRecord, View
 from .cluster.schema import DomainState, VMState
+from .departure import Phase, plan_alone
 from .environment import Environment
 from .local import COPY, Local, Status
 from .planner import plan_domain
@@ -36,6 +37,8 @@ class VMInstance:
         self.local = Local(Status.UNKNOWN)
         self.known = True
         """`/domains/<uuid>` was there at the last visit"""
+        self.outside = False
+        """it runs here and is not PVC's: libvirt keeps its definition (row 44), or it has neither keys nor a holder"""
         self._attempts = AttemptLog()
         self._told = ""
         self._ran = False
@@ -58,6 +61,8 @@ class VMInstance:
 
     def reconcile(self) -> float | None:
         """One visit: at most one effect. Returns when to look again, in seconds."""
+        if self._env.alone:
+            return self._end_alone()
         actor = self._env.actor()
         if actor is None:
             return None
@@ -65,6 +70,7 @@ class VMInstance:
             step = plan_domain(self._situation(actor))
         except (Unreachable, OutcomeUnknown):
             return 1.0  # nothing is touched; `doubt` watches over what a migration has left paused
+        self.outside = step.row == 44 or (step.row == 16 and not self.known and self.local.status is not Status.ABSENT)
         new = self._tell(step)
         try:
             return self._act(step, new)
@@ -74,6 +80,20 @@ class VMInstance:
             return 1.0 if lost.path.startswith(schema.FENCES) else SOON_S
         except (Unreachable, OutcomeUnknown):
             return 1.0
+
+    def _end_alone(self) -> float | None:
+        """This host is being shut down, and ZooKeeper is away."""
+        now = self._env.clock()
+        self.local = local = self._env.hypervisor.look(self.uuid)
+        since = None if self._shutdown_since is None else now - self._shutdown_since
+        step = plan_alone(local, since, self._env.shutdown_timeout_s)
+        self._tell(step)
+        if step.verb is not Verb.NOTHING:
+            try:
+                self._effect(step.verb)
+            except (HypervisorError, HypervisorUnknown) as error:
+                self._env.say(Level.WARNING, f"{self.uuid}: {step.verb.value}: {error}")
+        return step.again_s
 
     # ------------------------------------------------------------------------------------------------------- gather
 
@@ -88,7 +108,7 @@ class VMInstance:
         now = env.clock()
         self._observe(actor, record, claim, local, now)
         s = Situation(actor, record, claim, local, env.view(), self._timers(now), self._attempts.now(now),
-                      op_id=env.new_id())
+                      op_id=env.new_id(), stopping=env.stopping, closing=env.phase in (Phase.CLOSE, Phase.END))
         return replace(s, unfit=self._why_unfit(s)) if self._asked_to_receive(s) else s
 
     def _observe(self, actor: Actor, record: DomainRecord, claim: ClaimRecord, local: Local, now: float) -> None:
@@ -121,7 +141,8 @@ class VMInstance:
             self._moved = None
         elif self._moved is None or self._moved[0] != local.moved:
             self._moved = (local.moved, now)
-        if local.status not in COPY or record.state not in (VMState.RESTART, VMState.SHUTDOWN):
+        ending = record.state in (VMState.RESTART, VMState.SHUTDOWN) or self._env.phase is Phase.CLOSE
+        if local.status not in COPY or not ending:
             self._shutdown_since = None
         if local.status is not Status.IO_ERROR:
             self._resumed_at = None

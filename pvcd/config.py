@@ -18,10 +18,15 @@ from .cluster.endpoint import BadEndpoint, Endpoint, parse
 
 DEFAULTS: Mapping[str, str] = {
     "zookeeper": "127.0.0.1:2181", "keepalive_interval": "5", "ipmi_hostname": "", "ipmi_username": "", "ipmi_password": "",
-    "fence_intervals": "6", "fence_action": "reboot", "migration_workers": "4", "shutdown_timeout": "30", "migrate_unsafe": "no"}
+    "fence_intervals": "6", "fence_action": "reboot", "migration_workers": "4", "shutdown_timeout": "30", "migrate_unsafe": "no",
+    "host_shutdown": "flush", "host_shutdown_timeout": "300"}
 
 ELECTION_S = 5.0
 """What an election of a ZooKeeper leader may take; part of the silence that must not get anybody fenced."""
+
+
+HOST_SHUTDOWN_S = 1200.0
+"""The longest flush of a host that is being shut down: systemd itself forces a power-off or reboot after 30 minutes."""
 
 
 class ConfigError(Exception):
@@ -42,6 +47,8 @@ class Config:
     migration_workers: int
     shutdown_timeout: float
     migrate_unsafe: bool
+    host_shutdown: str
+    host_shutdown_timeout: float
     warnings: tuple[str, ...] = ()
 
     @property
@@ -117,6 +124,8 @@ def _checked(path: str, values: Mapping[str, str], hostname: str, warnings: tupl
         raise wrong("zookeeper", str(error)) from None
     if values["fence_action"] not in ("reboot", "off"):
         raise wrong("fence_action", "must be 'reboot' or 'off'")
+    if values["host_shutdown"] not in ("flush", "shutdown"):
+        raise wrong("host_shutdown", "must be 'flush' or 'shutdown'")
     if values["migrate_unsafe"].lower() not in ("yes", "no", "true", "false", "1", "0"):
         raise wrong("migrate_unsafe", "must be 'yes' or 'no'")
     if values["ipmi_hostname"] and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,252}", values["ipmi_hostname"]):
@@ -129,7 +138,8 @@ def _checked(path: str, values: Mapping[str, str], hostname: str, warnings: tupl
         zookeeper, number("keepalive_interval", 1, 60), values["ipmi_hostname"] or _bmc_name(hostname),
         values["ipmi_username"], values["ipmi_password"], whole("fence_intervals", 3, 100), values["fence_action"],
         whole("migration_workers", 1, 32), number("shutdown_timeout", 1, 3600),
-        values["migrate_unsafe"].lower() in ("yes", "true", "1"), warnings)
+        values["migrate_unsafe"].lower() in ("yes", "true", "1"), values["host_shutdown"],
+        number("host_shutdown_timeout", 0, HOST_SHUTDOWN_S), warnings)
     _refuse_hasty(path, config)
     return config
 

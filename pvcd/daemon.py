@@ -22,18 +22,23 @@ from . import ansiiprint, identity, zxid
 from . import config as configuration
 from .cluster import schema
 from .cluster.errors import HypervisorUnknown, PVCError, Unreachable
+from .cluster.notices import encode_strangers
 from .cluster.records import ANY, Check, Timing, View, Write
 from .cluster.schema import DaemonState
 from .cluster.store import Store
 from .cluster.zk import ZooKeeper
+from .departure import Limits
 from .doubt import Doubt
+from .driftwatch import DriftWatch
 from .ensemble import Ensemble
 from .environment import Environment
 from .fencing import Fencing
+from .hostjobs import host_goes_down
 from .hypervisor import LibvirtHypervisor
 from .instances import NODES, VIEW, Instances
 from .ipmi import Ipmi
 from .keepalive import Keepalive, measure
+from .leaving import Leaving, come_home
 from .liveness import Liveness
 from .notify import Notifier, feeding_s
 from .questions import Questions
@@ -49,6 +54,7 @@ PREFLIGHT_S = 15.0
 RESYNC_S = 60.0
 ARRIVALS_S = 30.0
 COLLECT_PAUSE_S = 0.2
+EXTEND_S = 30.0
 STATE_DIRECTORY = "/var/lib/pvc"
 
 
@@ -95,6 +101,8 @@ class _Flags:
     """What other threads tell the main thread."""
 
     stop: threading.Event
+    asked: threading.Event
+    """a signal has come: the main thread ends the daemon, when what has to come before that is done"""
     exit_reason: str = ""
 
 
@@ -104,7 +112,7 @@ class Daemon:
     def __init__(self, config: configuration.Config) -> None:
         self.config, self.node = config, socket.gethostname()
         self.clock = identity.boottime
-        self.flags = _Flags(threading.Event())
+        self.flags = _Flags(threading.Event(), threading.Event())
         self.collect_wake = threading.Event()
         self.notifier = Notifier(os.environ.get("NOTIFY_SOCKET", ""))
         self.reconciler = Reconciler(lambda key: self.instances.visit(key), self.clock, self._report, workers=4)
@@ -119,6 +127,8 @@ class Daemon:
             self._nudge, self.reconciler.mark_slow, lambda: uuid.uuid4().hex[:12], config.keepalive_interval,
             config.shutdown_timeout)
         self.instances = Instances(self.env, self.zk, self.cache, self.reconciler.forget)
+        limits = Limits(config.host_shutdown == "flush", config.host_shutdown_timeout, config.shutdown_timeout)
+        self.leaving = Leaving(self.env, self.instances, limits, lambda: self.zk.connected)
         self.keepalive = Keepalive(
             self.store, self.standing, config.keepalive_interval, self.clock, time.time, _say, self._acknowledged, self._exit,
             self._rewrite, lambda: self.cache.current().nodes.get(self.node), self.notifier.watchdog,
@@ -133,6 +143,7 @@ class Daemon:
         self.fencing = Fencing(self.store, self.questions, self.liveness, self.node, self.env.actor, self.cache.current, _hold, _say, utc,
                                config.fence_action, uuid.uuid4().hex[:8])
         self.doubt = Doubt(self.hypervisor, config.keepalive_interval, _say)
+        self.drift = DriftWatch(self.store, self.hypervisor.live_definition, self.clock, _say)
         self._last_resync = 0.0
         self._libvirt_trouble = ""
         self._last_acknowledged: float | None = None
@@ -141,9 +152,9 @@ class Daemon:
 
     def start(self) -> None:
         """Everything up to `run`. Raises what ends the start: exit status 1, and systemd tries again."""
-        signal.signal(signal.SIGTERM, lambda *_: self.flags.stop.set())
-        signal.signal(signal.SIGINT, lambda *_: self.flags.stop.set())
-        signal.signal(signal.SIGQUIT, lambda *_: self.flags.stop.set())
+        signal.signal(signal.SIGTERM, lambda *_: self.flags.asked.set())
+        signal.signal(signal.SIGINT, lambda *_: self.flags.asked.set())
+        signal.signal(signal.SIGQUIT, lambda *_: self.flags.asked.set())
         self._preflight()
         start = self._register()
         self._spawn("collector", self._collect)
@@ -151,8 +162,9 @@ class Daemon:
         self.keepalive.thread.start()
         self.supervisor.watch([self.keepalive.thread])
         self._write_state(DaemonState.INIT)
-        if start.wait_s and self.flags.stop.wait(start.wait_s):
+        if start.wait_s and self.flags.asked.wait(start.wait_s):
             return
+        come_home(self.env)
         self.cache.refresh()
         self.instances.start()
         self._adopt()
@@ -165,6 +177,8 @@ class Daemon:
         self.supervisor.watch([*self.questions.threads, *self.reconciler.threads, *self.hypervisor.threads, *self.zk.threads])
         self._spawn("timer", self._time)
         self._spawn("fence", self._fence)
+        # Not supervised: it may hang with a guest, and is only for display.
+        threading.Thread(target=self.drift.run, args=(self.flags.stop, self.instances.running_here), name="drift", daemon=True).start()
         self.notifier.ready()
         self.notifier.status(f"running as {self.node}, incarnation {self.standing.inc}")
 
@@ -227,21 +241,41 @@ class Daemon:
 
     def serve(self) -> int:
         """Wait for a signal. A thread that has died, or a fence on this node, ends the process: never a half-alive daemon."""
-        while not self.flags.stop.wait(1.0):
-            if self.flags.exit_reason:
-                _say(Level.CRITICAL, f"ends at once: {self.flags.exit_reason}")
-                os._exit(MAY_COME_LATER)  # no draining: no stale worker may act any more; systemd starts us again
-            wrong = self.supervisor.look()
-            if wrong and not self.flags.stop.is_set():  # told to stop in this very moment, threads end as they should
-                _say(Level.CRITICAL, f"ends: {wrong}")
-                os._exit(MAY_COME_LATER)
+        while not self.flags.asked.wait(1.0):
+            self._look_around()
+        self.notifier.stopping()
+        self._leave()
+        self.flags.stop.set()
         self._stop()
         return 0
 
+    def _look_around(self) -> None:
+        if self.flags.exit_reason:
+            _say(Level.CRITICAL, f"ends at once: {self.flags.exit_reason}")
+            os._exit(MAY_COME_LATER)  # no draining: no stale worker may act any more; systemd starts us again
+        wrong = self.supervisor.look()
+        if wrong:
+            _say(Level.CRITICAL, f"ends: {wrong}")
+            os._exit(MAY_COME_LATER)
+
+    def _leave(self) -> None:
+        """If the host goes down, its VMs leave first; all threads go on meanwhile. A plain stop touches no VM."""
+        if self.keepalive.daemonstate is not DaemonState.RUN:
+            return
+        down = host_goes_down()
+        if down is None:
+            _say(Level.WARNING, "systemd does not say whether this host is being shut down: taken for a stop of pvcd alone, VMs are not touched")
+        if not down:
+            return
+        self.leaving.begin()
+        while not self.leaving.turn():
+            self._look_around()
+            self.notifier.extend(EXTEND_S)
+            threading.Event().wait(1.0)
+
     def _stop(self) -> None:
         """`stop` is the last word: it is written when no keepalive and no worker can write any more. VMs are left alone."""
-        self.notifier.stopping()
-        _say(Level.INFO, "stopping; VMs run on")
+        _say(Level.INFO, "stopping" if self.env.phase else "stopping; VMs run on")
         self.env.stopping = True
         deadline = self.clock() + ARRIVALS_S
         while (self.instances.arriving() or self.doubt.pending) and self.clock() < deadline and not self.flags.exit_reason:
@@ -287,7 +321,8 @@ class Daemon:
             self._libvirt_answers("")
             known = set(self.instances.domains)
             running = {guest.uuid for guest in guests if guest.uuid in known}
-            self.keepalive.leave(measure(sorted(running), len(guests)))
+            outside = encode_strangers(self.instances.strangers(guests))
+            self.keepalive.leave({**measure(sorted(running), len(guests)), "strangers": outside})
             self.instances.inventory_seen(guests)
             if running != seen:
                 self.keepalive.wake()  # people wait for this list to change; the next tick may be seconds away
@@ -311,7 +346,7 @@ class Daemon:
 
     def outlast_doubt(self) -> None:
         """A start that failed ends only when no copy is in doubt: each new process would count its patience from the beginning."""
-        while self.doubt.pending and not self.flags.stop.wait(0.5):
+        while self.doubt.pending and not self.flags.asked.wait(0.5):
             pass
 
     def _time(self) -> None:

@@ -16,6 +16,7 @@ from .cluster.claims import Actor
 from .cluster.history import Entry, record
 from .cluster.records import View
 from .cluster.store import Store
+from .departure import Phase
 from .local import Hypervisor
 from .situation import Level
 
@@ -68,7 +69,11 @@ class Environment:
     shutdown_timeout_s: float = 30.0
     arrivals: Arrivals = field(default_factory=Arrivals)
     stopping: bool = False
-    """the daemon is about to stop: nothing new is received"""
+    """the daemon is about to stop: nothing new is received, claimed or started"""
+    phase: Phase | None = None
+    """of the departure, while this host is being shut down"""
+    alone: bool = False
+    """this host is being shut down and ZooKeeper is away: guests are ended without asking it"""
 
     def note(self, subject: str, what: str, why: str) -> None:
         """Keep in the history of a node or VM what was done and why. A history that cannot be written stops nothing."""

@@ -23,8 +23,9 @@ from .local import Call, CallState, Guest, Local, Status
 
 LOCAL_URI = "qemu+tcp://127.0.0.1:16509/system"
 PEER_URI = "qemu+tcp://{}/system"
-CALLERS = 10
-"""Threads that ask libvirt at once, besides the migrations: the reconcile workers, the collector, the watch over doubts, the main one."""
+CALLERS = 11
+"""Threads that ask libvirt at once, besides the migrations: the reconcile workers, the collector, the watch over doubts, the one over
+differences, the main one."""
 
 T = TypeVar("T")
 
@@ -149,7 +150,7 @@ class LibvirtHypervisor:
             job = [kinds[error.get_error_code()]] + [0] * 6
         active = job[0] in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED)
         moved, size = (job[4], job[6]) if active else (0, 0)  # dataProcessed, memTotal
-        return Local(status, active, None, "" if status is not Status.UNKNOWN else "no state", moved, size)
+        return Local(status, active, None, "" if status is not Status.UNKNOWN else "no state", moved, size, bool(domain.isPersistent()))
 
     def inventory(self) -> tuple[Guest, ...]:
         """See `local.Hypervisor`. One request; a domain whose monitor hangs does not hold it up."""
@@ -163,6 +164,10 @@ class LibvirtHypervisor:
         return tuple(Guest(domain.UUIDString(), domain.name(), status_of(stats.get("state.state", 0), stats.get("state.reason", 0)),
                            stats.get("balloon.current", 0) // 1024)
                      for domain, stats in rows if stats.get("state.state") != libvirt.VIR_DOMAIN_SHUTOFF)
+
+    def live_definition(self, uuid: str) -> str | None:
+        """The domain as it runs now, None if it does not. May wait as long as its guest's monitor hangs: only for a thread that may, too."""
+        return self._do(uuid, lambda domain: str(domain.XMLDesc(0)))
 
     def in_doubt(self) -> tuple[str, ...]:
         """See `local.Hypervisor`."""

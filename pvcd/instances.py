@@ -89,6 +89,19 @@ class Instances:
         return [uuid for uuid, vm in list(self.domains.items()) if isinstance(vm.claim.value, Claim) and vm.claim.value.op
                 and vm.claim.value.op.dest == self._env.node and vm.claim.value.op.phase.value in ("run", "query")]
 
+    def remaining(self) -> list[str]:
+        """VMs of PVC that the last inventory showed here, or that this node holds as last read."""
+        return [uuid for uuid, vm in list(self.domains.items()) if (uuid in self._here and not vm.outside) or vm.held_here]
+
+    def running_here(self) -> list[str]:
+        """VMs that this node holds and that ran here at their last visit."""
+        return [uuid for uuid, vm in list(self.domains.items()) if vm.held_here and vm.local.status is Status.RUNNING]
+
+    def strangers(self, guests: Iterable[Guest]) -> dict[str, str]:
+        """UUID → name of the guests that run here outside PVC: without keys, or with keys and libvirt's own."""
+        known = {uuid: vm for uuid, vm in list(self.domains.items()) if not vm.outside}
+        return {guest.uuid: guest.name for guest in guests if guest.uuid not in known}
+
     def _sync_domains(self) -> None:
         """An instance for each VM with keys, and for each that runs here or is held here although its keys are gone."""
         children = self._backend.children(schema.DOMAINS)

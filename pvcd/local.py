@@ -58,6 +58,8 @@ class Local:
     detail: str = ""
     moved: int = 0
     size: int = 0
+    persistent: bool = False
+    """libvirt itself keeps its definition: PVC has not started it"""
 
 
 @dataclass(frozen=True)

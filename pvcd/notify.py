@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (C) 2026 The PVC developers
-"""Tells systemd READY, STATUS, WATCHDOG, STOPPING over NOTIFY_SOCKET. Main and keepalive thread; never blocks, never raises."""
+"""Tells systemd READY, STATUS, WATCHDOG, STOPPING, EXTEND_TIMEOUT_USEC over NOTIFY_SOCKET. Main and keepalive thread; never blocks, never raises."""
 from __future__ import annotations
 
 import socket
@@ -36,6 +36,10 @@ class Notifier:
 
     def stopping(self) -> None:
         self._send("STOPPING=1")
+
+    def extend(self, seconds: float) -> None:
+        """Still stopping: not to be killed within the next `seconds`."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
     def _send(self, message: str) -> None:
         if not self._address:

@@ -3,15 +3,18 @@
 """Decides, from a record, its claim, what libvirt shows and the cluster view, the one next step and its reason. Pure.
 
 `plan_domain` is a table: the first row that matches wins, one step per visit, and every step says which row it was. Rows 1-16
-are of a node that does not hold the claim, 17-27 of a holder with a migration operation (`handoff`), 28-41 of a holder without one.
+are of a node that does not hold the claim, 17-27 of a holder with a migration operation (`handoff`), 28-41 of a holder without one,
+42 and 43 of a holder whose host is being shut down (`departure`), 44 of a domain that is libvirt's own and nobody ordered.
 (Recovery of what dead nodes held, rows 12, 14 and the janitor's half of 15, is planned for all VMs at once in
 `pvcd.recovery_plan`.) Whatever is missing, unknown or malformed has no row: nothing is done.
 """
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum
 
 from .cluster import claims
+from .cluster.placement import WANTED
 from .cluster.records import Change, Claim, View
 from .cluster.schema import DomainState, OpPhase, Unknown, VMState
 from .handoff import PATIENCE_S, plan_handoff
@@ -41,6 +44,8 @@ def plan_domain(s: Situation) -> Step:
         return _unclaimed(s)
     if not s.me.holds(claim):
         return _not_mine(s, claim)
+    if s.closing and s.state is VMState.MIGRATE and s.homed_elsewhere and s.copy:
+        return _recalled(s)
     if claim.op is not None:
         return plan_handoff(s, claim.op)
     return _held_present(s) if s.local.status is not Status.ABSENT else _held_absent(s)
@@ -100,6 +105,10 @@ def _unclaimed(s: Situation) -> Step:
     uuid, status = s.record.uuid, s.local.status
     if not s.record.exists:
         return Step(16, "PVC does not know this VM", level=Level.QUIET)
+    if s.local.persistent and s.state not in WANTED and status is not Status.ABSENT:
+        # A word that is missing is no order either: the keys of a VM may come one by one, and adopted now it would obey `stop` then.
+        return Step(44, f"runs here outside PVC ({status.value}, libvirt's own domain) and its state is {_shown(s.record.state)}: left alone",
+                    level=Level.WARNING)
     if s.copy:
         return Step(7, f"it is here ({status.value}) and nobody holds it: adopted", changes=claims.adopt(s.me, uuid, s.claim))
     if status is not Status.ABSENT:
@@ -120,8 +129,13 @@ def _acquire(s: Situation) -> Step:
     node = s.view.nodes.get(s.me.node)
     if not s.view.is_running(s.me.node) or node is None:
         return Step(9, "this node is not in run yet", level=Level.QUIET, again_s=s.timers.tick_s)
+    if s.stopping:
+        return Step(9, "this daemon is being stopped: it waits for the next start", level=Level.QUIET)
     if node.domainstate is DomainState.FLUSH and (s.timers.unclaimed_s or 0.0) < FLUSH_PATIENCE_S:
         return Step(9, "this node is being flushed: the flush sends it elsewhere", level=Level.QUIET, again_s=FLUSH_PATIENCE_S)
+    outside = sorted(name for name in s.view.nodes if name != s.me.node and s.view.runs_outside(name, s.record.uuid))
+    if outside:
+        return Step(9, f"waits: it runs outside PVC on {', '.join(outside)}", level=Level.WARNING, again_s=s.timers.tick_s)
     silent = sorted(name for name in s.view.nodes if s.view.is_running(name) and not _speaks(s.view, name))
     if silent:
         return Step(9, f"waits: {', '.join(silent)} has not finished its start", level=Level.WARNING, again_s=1.0)
@@ -142,12 +156,14 @@ def _held_present(s: Situation) -> Step:
         return Step(36, "crashed: what is left of it goes", Verb.DESTROY, s.gate, Level.WARNING)
     if status is Status.MIGRATING:
         return Step(41, "paused by a migration that is over: it goes on", Verb.RESUME, s.gate, Level.WARNING)
-    if not s.record.exists:
-        return Step(35, "its keys are gone and it runs here: left alone", level=Level.WARNING)
     if s.state in (VMState.STOP, VMState.DELETE):
         return Step(33, f"{s.state.value}: its power goes off", Verb.DESTROY, s.gate)
+    if s.closing:
+        return replace(_shut_down(s, "this host is being shut down"), row=42)
+    if not s.record.exists:
+        return Step(35, "its keys are gone and it runs here: left alone", level=Level.WARNING)
     if s.state in (VMState.RESTART, VMState.SHUTDOWN):
-        return _shut_down(s)
+        return _shut_down(s, s.state.value)
     if s.state is VMState.FAILED or s.state is None or s.home is None:
         return Step(35, f"left as it is ({_shown(s.record.state)})", level=Level.QUIET if s.state else Level.WARNING)
     if s.homed_elsewhere:
@@ -191,10 +207,16 @@ def _leaving(s: Situation) -> Step:
     return Step(31, f"{why}: it stays here", changes=(*s.claim_gate, *claims.rolled_back(s.me, s.record)), level=Level.WARNING)
 
 
-def _shut_down(s: Situation) -> Step:
+def _recalled(s: Situation) -> Step:
+    """An order to go elsewhere that this host has no time for. A migration under way is aborted then, as for any order taken back."""
+    return Step(42, f"this host is being shut down: the order to go to {s.home} is taken back",
+                changes=(*s.claim_gate, *claims.rolled_back(s.me, s.record)), level=Level.WARNING)
+
+
+def _shut_down(s: Situation, why: str) -> Step:
     elapsed = s.timers.shutdown_s
     if elapsed is None:
-        return Step(32, f"{_shown(s.state)}: the guest is asked to power off", Verb.SHUT_DOWN, s.gate, again_s=1.0)
+        return Step(32, f"{why}: the guest is asked to power off", Verb.SHUT_DOWN, s.gate, again_s=1.0)
     if elapsed >= s.timers.shutdown_timeout_s:
         return Step(32, f"has not powered off in {s.timers.shutdown_timeout_s:.0f} s: its power goes off", Verb.DESTROY,
                     s.gate, Level.WARNING)
@@ -212,9 +234,13 @@ def _held_absent(s: Situation) -> Step:
         return Step(37, "a start or a restart ended without an answer: looks again", level=Level.QUIET, again_s=2.0)
     if not s.record.exists:
         return Step(40, "its keys are gone, and it is not here", changes=claims.free(s.me, s.record, s.claim))
+    if s.closing and (s.state is None or s.home is None or (s.state is VMState.START and s.homed_here)):
+        return Step(43, "this host is being shut down, and it is not here any more: free", changes=claims.free(s.me, s.record, s.claim))
     if s.state is None or s.home is None:
         return Step(35, f"not here; its words are not understood ({_shown(s.record.state)})", level=Level.WARNING)
     if s.state is VMState.START and s.homed_here:
+        if s.stopping:
+            return Step(37, "this daemon is being stopped: it is started by the next", level=Level.QUIET)
         return _start(s)
     if s.state is VMState.RESTART or (s.state is VMState.MIGRATE and s.homed_here):
         return Step(38, f"{s.state.value}, and it does not run: start",

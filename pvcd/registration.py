@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from .cluster import fences, schema
 from .cluster.errors import PVCError
-from .cluster.records import ANY, Change, Claim, Create, Fence, FenceRecord, Write
+from .cluster.records import ANY, Change, Claim, Create, Delete, Fence, FenceRecord, Write
 from .cluster.schema import DaemonState, DomainState, FencePhase
 from .cluster.store import Store
 from .local import Hypervisor
@@ -100,7 +100,7 @@ class Registration:
         node = self._store.node(self._node)
         defaults = {"daemonstate": DaemonState.STOP.value, "domainstate": DomainState.READY.value, "memfree": "0", "memused": "0",
                     "cpuload": "0.0", "runningdomains": "", "domainscount": "0", "keepalive": "0", "libvirtstate": "",
-                    "zookeeper": ""}
+                    "zookeeper": "", "strangers": "{}"}
         wanted = {**defaults, "machineid": self._machine_id, **values}
         changes: list[Change] = [] if node.exists else [Create(schema.node(self._node), schema.NODE_VALUE)]
         present = self._store.node_key_names(self._node)
@@ -118,12 +118,19 @@ class Registration:
         """
         alive = Write(schema.node_key(self._node, "keepalive"), b"0", ANY)
         if start.rule in ("R1", "R2"):
-            self._store.apply((*fences.registered(self._node, fence, start.inc, self._utc), alive))
+            self._store.apply((*fences.registered(self._node, fence, start.inc, self._utc), alive, *self._no_departure(fence)))
         elif start.rule == "R6":
-            self._store.apply((*fences.rejoined(self._node, fence, start.inc, self._utc), alive))
+            self._store.apply((*fences.rejoined(self._node, fence, start.inc, self._utc), alive, *self._no_departure(fence)))
         elif isinstance(fence.value, Fence) and fence.value.phase is FencePhase.FENCING:
             word = Write(schema.node_key(self._node, "daemonstate"), DaemonState.INIT.value.encode(), ANY)
             self._store.apply(fences.back_up(self._node, fence, (alive, word)))
+
+    def _no_departure(self, fence: FenceRecord) -> tuple[Change, ...]:
+        """A node that was fenced while it left comes back as every fenced node does: `flushed`, until a person has looked at it."""
+        fenced = isinstance(fence.value, Fence) and fence.value.phase is FencePhase.FENCED
+        path = schema.node_key(self._node, "departure")
+        found = self._store.raw(path)
+        return (Delete(path, found.version),) if fenced and found.data is not None else ()
 
     def _refuse_another_machine(self) -> None:
         node = self._store.node(self._node)

@@ -104,6 +104,10 @@ class Situation:
     """why this node cannot take the VM in a migration (only looked at when it is ordered here)"""
     op_id: str = ""
     """identifier for a new operation"""
+    stopping: bool = False
+    """this daemon is about to stop: nothing is claimed any more"""
+    closing: bool = False
+    """this host is being shut down, and what is still here is shut down with it"""
 
     @property
     def state(self) -> VMState | None:

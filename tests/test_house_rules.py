@@ -19,11 +19,11 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 ONLY_IN = {"kazoo": {"pvcd/cluster/zk.py", "pvcd/cluster/multiread.py", "pvcd/cluster/kazooclient.py"},
            "libvirt": {"pvcd/hypervisor.py", "pvcd/connections.py"},
            "psutil": {"pvcd/keepalive.py"},
-           "subprocess": {"pvcd/ipmi.py"}, "lxml": {"client-cli/pvc/domainxml.py", "client-cli/pvc/validation.py"}}
+           "subprocess": {"pvcd/ipmi.py", "pvcd/hostjobs.py"}, "lxml": {"client-cli/pvc/domainxml.py", "client-cli/pvc/validation.py"}}
 PURE = ["pvcd/cluster/schema.py", "pvcd/cluster/endpoint.py",
         "pvcd/cluster/records.py", "pvcd/cluster/claims.py", "pvcd/cluster/fences.py", "pvcd/cluster/placement.py",
         "pvcd/cluster/requests.py", "pvcd/cluster/definition.py", "pvcd/planner.py", "pvcd/handoff.py", "pvcd/situation.py", "pvcd/cluster/flush.py",
-        "pvcd/cluster/survival.py",
+        "pvcd/cluster/survival.py", "pvcd/cluster/notices.py", "pvcd/departure.py", "pvcd/drift.py",
         "pvcd/attempts.py", "pvcd/local.py", "client-cli/pvc/health.py", "client-cli/pvc/monitoring.py",
         "pvcd/liveness.py", "pvcd/bmc.py", "pvcd/fence_plan.py", "pvcd/cluster/controllers.py", "pvcd/cluster/tries.py",
         "pvcd/recovery_plan.py", "client-cli/pvc/formatters.py", "client-cli/pvc/rows.py", "client-cli/pvc/domainxml.py"]
@@ -80,7 +80,7 @@ def test_the_client_knows_only_the_contract() -> None:
 
 def test_the_planner_reaches_no_store() -> None:
     for path in ("pvcd/planner.py", "pvcd/handoff.py", "pvcd/situation.py", "pvcd/cluster/flush.py",
-        "pvcd/cluster/survival.py", "pvcd/liveness.py", "pvcd/fence_plan.py", "pvcd/recovery_plan.py"):
+        "pvcd/cluster/survival.py", "pvcd/departure.py", "pvcd/liveness.py", "pvcd/fence_plan.py", "pvcd/recovery_plan.py"):
         assert not {found for found in imports(ROOT / path) if re.search(r"cluster\.(store|zk)", found)}, path
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+from pvcd.cluster.notices import Departure
 from pvcd.cluster.placement import WANTED
 from pvcd.cluster.records import Claim, ClaimRecord, DomainRecord, NodeRecord, Operation, View
 from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
@@ -47,6 +48,8 @@ class Facts:
     bmc: Mapping[str, str]
     reasons: Mapping[str, str]
     tries: Mapping[str, str] = field(default_factory=dict)
+    differs: Mapping[str, str] = field(default_factory=dict)
+    """by VM: how it runs otherwise than it is defined, as its node has told"""
 
     def name(self, uuid: str) -> str:
         found = self.domains.get(uuid)
@@ -64,7 +67,7 @@ def problems(facts: Facts) -> list[Problem]:
         found += _node(facts, facts.view.nodes[name])
     for uuid, record in sorted(facts.domains.items()):
         found += _vm(facts, record)
-    found += _names(facts)
+    found += [*_names(facts), *_outside(facts), *_differing(facts)]
     return sorted(found, key=lambda problem: -problem.level)
 
 
@@ -102,7 +105,10 @@ def _node(facts: Facts, node: NodeRecord) -> Iterable[Problem]:
     elif node.daemonstate is DaemonState.DEAD:
         yield Problem(Level.CRITICAL, "dead", name, "it is dead, and not fenced yet", f"pvc history {name}")
     elif node.daemonstate is DaemonState.STOP:
-        yield Problem(Level.WARNING, "unwatched", name, f"pvcd is stopped there: {held} VMs are unwatched", "On it: systemctl start pvcd")
+        yield _stopped(facts, node)
+    elif isinstance(node.departure, Departure) and facts.view.is_running(name):
+        yield Problem(Level.WARNING, "leaving", name, f"its host is shutting down; {max(0, node.departure.vms - held)} of "
+                      f"{max(held, node.departure.vms)} VMs are gone", f"pvc history {name}")
     elif isinstance(node.daemonstate, Unknown) or node.daemonstate is None or not isinstance(node.domainstate, DomainState):
         yield Problem(Level.WARNING, "bad-node", name, f"its state cannot be understood: {node.daemonstate}, {node.domainstate}", f"pvc node info {name}")
     elif node.domainstate is not DomainState.READY:
@@ -124,6 +130,19 @@ def _bmc(facts: Facts, name: str) -> Iterable[Problem]:
         yield Problem(Level.WARNING, "bmc-unchecked", name, f"whether its BMC answers is {word}", "Start pvcd on the other nodes: they check it.")
 
 
+def _stopped(facts: Facts, node: NodeRecord) -> Problem:
+    """Nobody recovers the VMs of a node that has said `stop`, and nobody sees them: a person must know."""
+    name = node.name
+    wanted = sorted(facts.name(uuid) for uuid, record in facts.domains.items() if record.state in WANTED and facts.holder(uuid) == name)
+    if wanted:
+        return Problem(Level.CRITICAL, "unwatched", name, f"pvcd is stopped there, and its {len(wanted)} VMs cannot be seen ({', '.join(wanted[:5])}"
+                       f"{', …' if len(wanted) > 5 else ''}): they run if the host runs, and nobody recovers them if not",
+                       f"On it: systemctl start pvcd. If the host is off: switch it on, or pvc node fence {name} (its VMs start elsewhere)")
+    if isinstance(node.departure, Departure):
+        return Problem(Level.WARNING, "shut-down", name, f"its host was shut down at {node.departure.at}", "Switch it on: its VMs come home by themselves.")
+    return Problem(Level.WARNING, "unwatched", name, "pvcd is stopped there; it holds no VM that is to run", "On it: systemctl start pvcd")
+
+
 def _vm(facts: Facts, record: DomainRecord) -> Iterable[Problem]:
     name, holder = facts.name(record.uuid), facts.holder(record.uuid)
     reason = facts.reasons.get(record.uuid, "")
@@ -132,6 +151,9 @@ def _vm(facts: Facts, record: DomainRecord) -> Iterable[Problem]:
                       f"hypervisor {record.hypervisor}", f"pvc vm info {record.uuid}")
     elif record.state is VMState.FAILED:
         yield Problem(Level.CRITICAL, "failed", name, f"failed: {reason or 'no reason is known'}", f"Mend it, then: pvc vm start {name}")
+    elif record.state in WANTED and holder is None and _is_stopped(facts, record.hypervisor):
+        yield Problem(Level.CRITICAL, "not-running", name, f"waits for {record.hypervisor}, which was shut down",
+                      f"Elsewhere now: pvc vm move {name}. Or start {record.hypervisor}: it starts there by itself")
     elif record.state in WANTED and holder is None and record.hypervisor:
         yield Problem(Level.CRITICAL, "not-running", name, f"is to run, and nobody has it yet (home {record.hypervisor})"
                       + (f": {reason}" if reason else ""), f"pvc vm info {name}; pvc history {name}")
@@ -140,6 +162,35 @@ def _vm(facts: Facts, record: DomainRecord) -> Iterable[Problem]:
                       f"If it stays so: bring {op.dest} back; it answers when its pvcd runs.")
     elif facts.sizes.get(record.uuid) is None:
         yield Problem(Level.WARNING, "bad-definition", name, "its definition cannot be read: it cannot be started again", f"pvc vm dump {record.uuid}")
+
+
+def _is_stopped(facts: Facts, name: str) -> bool:
+    node = facts.view.nodes.get(name)
+    return node is not None and node.daemonstate is DaemonState.STOP and facts.view.is_up(name)
+
+
+def _outside(facts: Facts) -> Iterable[Problem]:
+    """VMs of PVC that are to be stopped, and run as libvirt's own domains."""
+    for node, strangers in sorted(strangers_of(facts.view).items()):
+        for uuid, called in sorted(strangers.items()):
+            record = facts.domains.get(uuid)
+            if record is not None and facts.holder(uuid) is None:
+                yield Problem(Level.WARNING, "runs-outside", facts.name(uuid), f"runs on {node} outside PVC (libvirt's own domain '{called}'), and "
+                              f"its state is {getattr(record.state, 'value', record.state)}: it is left alone",
+                              f"On {node}: virsh shutdown {called}; virsh undefine {called}" + (
+                                  f". Or PVC takes it over as it runs: pvc vm start {facts.name(uuid)}" if record.hypervisor == node else ""))
+
+
+def strangers_of(view: View) -> dict[str, Mapping[str, str]]:
+    """By node that is up: UUID → name of the guests that run there outside PVC."""
+    return {name: node.strangers for name, node in view.nodes.items() if isinstance(node.strangers, Mapping) and view.is_up(name)}
+
+
+def _differing(facts: Facts) -> Iterable[Problem]:
+    for uuid, text in sorted(facts.differs.items()):
+        if text and uuid in facts.domains and facts.holder(uuid) is not None:
+            yield Problem(Level.WARNING, "differs", facts.name(uuid), f"runs otherwise than it is defined ({text}): its next start goes back to the "
+                          "definition", f"Make it so: pvc vm modify {facts.name(uuid)}, or undo what was done with virsh")
 
 
 def _doubtful(claim: ClaimRecord | None) -> Operation | None:
@@ -165,6 +216,10 @@ def cross_checks(facts: Facts, now: float, skew_s: float = 60.0) -> list[Problem
         for uuid in running:
             shown.setdefault(uuid, []).append(name)
         found += _clock_and_version(facts, node, now, skew_s)
+        outside = [called for uuid, called in sorted(strangers_of(facts.view).get(name, {}).items()) if uuid not in facts.domains]
+        if outside:
+            found.append(Problem(Level.WARNING, "strangers", name, f"{len(outside)} guests run there outside PVC, and are left alone: {', '.join(outside)}",
+                                 "PVC neither counts nor recovers them."))
     for uuid in sorted({*shown, *(uuid for uuid in facts.claims if facts.holder(uuid))}):
         claim, holder, here = facts.claims.get(uuid), facts.holder(uuid), shown.get(uuid, [])
         moving = claim is not None and isinstance(claim.value, Claim) and claim.value.op is not None

@@ -12,7 +12,7 @@ from typing import Any
 from pvcd.cluster import controllers
 from pvcd.cluster.controllers import Card, Seen
 from pvcd.cluster.records import Claim, ClaimRecord, DomainRecord, NodeRecord, View
-from pvcd.cluster.schema import DaemonState, Unknown, VMState
+from pvcd.cluster.schema import DaemonState, Unknown, VMState, printable
 from pvcd.cluster.tries import Tries
 
 from .formatters import Column
@@ -102,7 +102,9 @@ def node_row(node: NodeRecord, view: View, memory_mib: Mapping[str, int | None],
         "memory_used_mib": None if stale else used, "memory_free_mib": None if stale else free,
         "memory_vms_mib": None if stale else allocated, "cpuload": None if stale else _known(node.cpuload), "stale": stale,
         "arch": words[3] if len(words) > 3 else None, "os": words[2] if len(words) > 2 else None,
-        "kernel": words[1] if len(words) > 1 else None, "running": list(running)}
+        "kernel": words[1] if len(words) > 1 else None, "running": list(running),
+        "strangers": [{"uuid": uuid, "name": called} for uuid, called in sorted(node.strangers.items())]
+        if isinstance(node.strangers, Mapping) else []}
 
 
 def vm_row(record: DomainRecord, claim: ClaimRecord, memory_mib: int | None, vcpus: int | None, reason: str = "", at: str = "") -> Row:
@@ -129,7 +131,7 @@ def node_page(row: Row, long: bool, vms: list[str]) -> list[tuple[str, Any]]:
         ("Free RAM (MiB)", row["memory_free_mib"]), ("Allocated RAM (MiB)", row["memory_vms_mib"])]
     if long:
         pairs += [("", ""), ("Architecture", row["arch"]), ("Operating System", row["os"]), ("Kernel Version", row["kernel"]),
-                  ("", ""), ("VMs", ", ".join(vms))]
+                  ("", ""), ("VMs", ", ".join(vms)), ("Outside PVC", ", ".join(printable(one["name"]) for one in row["strangers"]))]
     return pairs
 
 
@@ -144,6 +146,8 @@ def vm_page(row: Row, details: Mapping[str, Any], long: bool) -> list[tuple[str,
         pairs.append(("Reason", row["reason"]))
     elif row["reason"]:  # it is over; kept because people ask for it
         pairs.append(("Last Trouble", f"{row['reason']} ({row['reason_at'] or 'nobody knows when'})"))
+    if row.get("differs"):
+        pairs.append(("Differs", f"{row['differs']} (the next start goes back to the definition)"))
     if long and details:
         pairs += [("", ""), ("Type", details["kind"]), ("Architecture", details["arch"]), ("Machine", details["machine"]),
                   ("Emulator", details["emulator"]), ("Features", " ".join(details["features"]))]

@@ -31,8 +31,9 @@ def facts(cluster: Cluster) -> Facts:
     view, domains = cluster.store.view(), cluster.store.domains()
     cards, now = cards_of(cluster, view), time.time()
     bmc = {name: rows.bmc_word(cards, name, now) for name in view.nodes}
-    reasons = {uuid: str(meta.get("reason") or "") for uuid, meta in cluster.store.metas(sorted(domains)).items()}
-    return Facts(view, domains, cluster.store.claims(), memories(cluster, sorted(domains)), bmc, reasons, tries_of(cluster, view))
+    metas = cluster.store.metas(sorted(domains))
+    reasons, differs = ({uuid: str(meta.get(key) or "") for uuid, meta in metas.items()} for key in ("reason", "differs"))
+    return Facts(view, domains, cluster.store.claims(), memories(cluster, sorted(domains)), bmc, reasons, tries_of(cluster, view), differs)
 
 
 def summary(cluster: Cluster, found: Facts) -> dict[str, Any]:

@@ -80,17 +80,32 @@ def _apply(cluster: Cluster, uuid: str, request: Request) -> None:
     options.apply(cluster, request, uuid, schema.domain_key(uuid, "state"))
 
 
-def _order(context: click.Context, domain: str, verb: str, wait: bool, timeout: float) -> None:
+def _order(context: click.Context, domain: str, verb: str, wait: bool, timeout: float, force: bool = True) -> None:
     from pvcd.cluster import requests
 
     from . import objects, waiting
     with options.opened(context) as cluster:
         uuid = objects.find_vm(cluster.store, domain)
         record = cluster.store.domain(uuid)
+        if not force:
+            _refuse_other_disks(cluster, uuid, domain)
         _apply(cluster, uuid, requests.start(record, cluster.store.view()) if verb == "start" else getattr(requests, verb)(record))
         if wait:
             look = waiting.for_stop if verb in ("stop", "shutdown") else waiting.for_start
             waiting.wait(cluster, look(cluster, uuid), timeout, waiting.domain_paths(uuid))
+
+
+def _refuse_other_disks(cluster: Cluster, uuid: str, domain: str) -> None:
+    """A disk that runs on another source than it is defined on would be left behind with all that was written to it. Raises Refusal."""
+    from pvcd.cluster.errors import Refusal
+    from pvcd.cluster.records import Claim
+    told = str(cluster.store.meta(uuid).get("differs_disks") or "")
+    if told and isinstance(cluster.store.claim(uuid).value, Claim):
+        raise Refusal(f"VM '{domain}' runs on other disks than it is defined with:", f"{told}. Its next start would go back to old data.",
+                      f"Bring its definition in line (pvc vm modify {domain}), or undo the snapshot (virsh blockcommit). --force does it anyway.")
+
+
+with_force = click.option("--force", is_flag=True, help="Also while a disk runs on another source than it is defined with.")
 
 
 @vm.command()
@@ -104,31 +119,34 @@ def start(context: click.Context, domain: str, wait: bool, timeout: float) -> No
 
 @vm.command()
 @click.argument("domain", shell_complete=completion.vms)
+@with_force
 @options.with_wait
 @click.pass_context
-def restart(context: click.Context, domain: str, wait: bool, timeout: float) -> None:
+def restart(context: click.Context, domain: str, force: bool, wait: bool, timeout: float) -> None:
     """Shut a VM down and start it again. Example: pvc vm restart web1"""
-    _order(context, domain, "restart", wait, timeout)
+    _order(context, domain, "restart", wait, timeout, force)
 
 
 @vm.command()
 @click.argument("domain", shell_complete=completion.vms)
+@with_force
 @options.with_wait
 @click.pass_context
-def shutdown(context: click.Context, domain: str, wait: bool, timeout: float) -> None:
+def shutdown(context: click.Context, domain: str, force: bool, wait: bool, timeout: float) -> None:
     """Ask a VM's guest to power off. Example: pvc vm shutdown web1 --wait"""
-    _order(context, domain, "shutdown", wait, timeout)
+    _order(context, domain, "shutdown", wait, timeout, force)
 
 
 @vm.command()
 @click.argument("domain", shell_complete=completion.vms)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@with_force
 @options.with_wait
 @click.pass_context
-def stop(context: click.Context, domain: str, yes: bool, wait: bool, timeout: float) -> None:
+def stop(context: click.Context, domain: str, yes: bool, force: bool, wait: bool, timeout: float) -> None:
     """Switch a VM off, at once. Example: pvc vm stop web1"""
     options.confirm(f"Switch VM '{domain}' off without asking its guest?", yes)
-    _order(context, domain, "stop", wait, timeout)
+    _order(context, domain, "stop", wait, timeout, force)
 
 
 def _transfer(context: click.Context, domain: str, verb: str, hypervisor: str | None, wait: bool, timeout: float, dry_run: bool = False,
@@ -226,6 +244,7 @@ def info(context: click.Context, domain: str, long: bool, form: str) -> None:
         except BadDefinition as error:
             reason = reason or str(error)
         row = rows.vm_row(record, claim, details.get("memory_mib"), details.get("vcpus"), reason, at)
+        row["differs"] = str(meta.get("differs") or "") if row["held_by"] else ""
         options.print_page(context, form, {**details, **row}, rows.vm_page(row, details, long))
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union
 
 from . import schema
+from .notices import Departure, decode_departure, decode_strangers
 from .schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
 
 ANY = -1
@@ -230,6 +231,8 @@ class NodeRecord:
     libvirtstate: str | Unknown | None = None
     zookeeper: str | Unknown | None = None
     timing: Timing = Timing()
+    departure: Departure | Unknown | None = None
+    strangers: Mapping[str, str] | Unknown | None = None
     versions: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -252,12 +255,12 @@ class NodeRecord:
                    schema.decode_uuids(data("runningdomains")), schema.decode_text(data("staticdata")),
                    schema.decode_text(data("incarnation")), schema.decode_int(data("protocol")),
                    schema.decode_text(data("machineid")), schema.decode_text(data("libvirtstate")), schema.decode_text(data("zookeeper")),
-                   decode_timing(data("timing")),
+                   decode_timing(data("timing")), decode_departure(data("departure")), decode_strangers(data("strangers")),
                    {key: v.version for key, v in values.items() if v.data is not None})
 
 
 NODE_FIELDS = ("daemonstate", "domainstate", "keepalive", "memfree", "memused", "cpuload", "domainscount", "runningdomains",
-               "staticdata", "incarnation", "protocol", "machineid", "libvirtstate", "zookeeper", "timing")
+               "staticdata", "incarnation", "protocol", "machineid", "libvirtstate", "zookeeper", "timing", "departure", "strangers")
 """The keys below `/nodes/<name>` that a NodeRecord is made of (IPMI keys are read only by who needs them)."""
 
 
@@ -286,6 +289,11 @@ class View:
         fence = self.fence(op.dest)
         removed = fence is not None and fence.phase is FencePhase.REMOVED
         return removed or (op.there and self.is_dead(op.dest, op.dinc))
+
+    def runs_outside(self, name: str, uuid: str) -> bool:
+        """Node `name`, which is up, has told that a domain of this UUID runs there and is not PVC's."""
+        node = self.nodes.get(name)
+        return node is not None and self.is_up(name) and isinstance(node.strangers, Mapping) and uuid in node.strangers
 
     def is_up(self, name: str) -> bool:
         fence = self.fence(name)

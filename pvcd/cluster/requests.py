@@ -93,6 +93,7 @@ def define(uuid: str, name: str, xml: bytes, node: str, view: View, known: Names
     """
     names = known.by_uuid
     _require_node(view, node)
+    _refuse_strangers(uuid, name, view)
     if uuid in names:
         raise Refusal(f"VM {uuid} exists already,", f"as '{names[uuid]}'.", "pvc vm undefine it first, or give the new one another UUID.")
     if name in names.values():
@@ -123,6 +124,17 @@ def _orphans_word(uuid: str, node: str, view: View, claim: ClaimRecord) -> VMSta
     if holder != node:
         raise Refusal(f"VM {uuid} cannot be defined on {node}:", f"it runs on {holder}.", f"Define it there: -t {holder}")
     return VMState.START
+
+
+def _refuse_strangers(uuid: str, name: str, view: View) -> None:
+    """A guest of this UUID or name runs outside PVC: its node would have to obey the word `stop`, or could not start the new one."""
+    for node in sorted(view.nodes):
+        found = view.nodes[node].strangers
+        for other, called in found.items() if isinstance(found, Mapping) and view.is_up(node) else ():
+            if other == uuid or called == name:
+                same = "It" if other == uuid else f"Another VM of that name ({other})"
+                raise Refusal(f"VM '{name}' ({uuid}) is not defined:", f"{same} runs on {node} outside PVC.",
+                              f"On {node}: virsh shutdown {called}; when it is off: virsh undefine {called}; then define it again.")
 
 
 def mark_deleted(record: DomainRecord) -> Request:
@@ -314,9 +326,12 @@ def ready(view: View, name: str, bring_back: bool = True) -> Request:
 def _domainstate(view: View, name: str, word: DomainState, already: set[DomainState], says: str) -> Request:
     node = _require_node(view, name)
     path = schema.node_key(name, "domainstate")
+    # An operator's word counts: the node does not take it back when its host has started again.
+    over = (Delete(schema.node_key(name, "departure"), node.version("departure")),) if "departure" in node.versions else ()
     if node.domainstate in already:
         assert isinstance(node.domainstate, DomainState)
-        return Request((), f"Node {name} is in '{node.domainstate.value}' already.")
+        kept = (Check(path, node.version("domainstate")), *over) if over else ()
+        return Request(kept, f"Node {name} is in '{node.domainstate.value}' already" + (", and stays so after its boot." if over else "."))
     if "domainstate" not in node.versions:
-        return Request((Create(path, word.value.encode()),), f"Node {name} {says}")
-    return Request((Write(path, word.value.encode(), node.version("domainstate")),), f"Node {name} {says}")
+        return Request((Create(path, word.value.encode()), *over), f"Node {name} {says}")
+    return Request((Write(path, word.value.encode(), node.version("domainstate")), *over), f"Node {name} {says}")

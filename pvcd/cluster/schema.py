@@ -57,6 +57,9 @@ NODE_KEYS = (
     Key("timing", "JSON: effective tick and fence_intervals", "own daemon at each start", "observers of this node"),
     Key("protocol", "integer: highest protocol version", "own daemon after its first adoption pass", "all"),
     Key("machineid", "text", "own daemon at its first start", "own daemon: two hosts with one name"),
+    Key("departure", "JSON: at, return, vms: its host is being, or was, shut down", "own daemon; the client deletes it (`node flush`, "
+        "`node ready`)", "own daemon at its next start, client"),
+    Key("strangers", "JSON: UUID → name of what runs there outside PVC", "own daemon each tick", "row 9, client"),
     Key("ipmiguid", "32 hex digits", "own daemon, as soon as its controller answers", "the janitor: is this the right machine's controller"),
     Key("ipmiinside", "JSON: local (GUID through the host's own interface), product (DMI UUID)", "own daemon after each start",
         "the janitor, peers, client: does the controller belong to this host"),

@@ -12,14 +12,17 @@ from dataclasses import dataclass, field
 
 from pvcd.cluster import schema
 from pvcd.cluster.errors import PVCError
+from pvcd.cluster.notices import encode_strangers
 from pvcd.cluster.records import ANY, Change, Check, Claim, Timing, View, Write, decode_claim, decode_fence
 from pvcd.cluster.schema import DaemonState
 from pvcd.cluster.store import Store
+from pvcd.departure import Limits
 from pvcd.doubt import Doubt
 from pvcd.environment import Environment
 from pvcd.fencing import Fencing
 from pvcd.instances import NODES, VIEW, Instances
 from pvcd.keepalive import Keepalive
+from pvcd.leaving import Leaving, come_home
 from pvcd.liveness import Liveness
 from pvcd.questions import Questions
 from pvcd.reconciler import Reconciler
@@ -189,6 +192,12 @@ class Cluster:
             host.hypervisor.power_on()
             host.down_since = self.now
 
+    def shut_down_host(self, name: str) -> None:
+        """`systemctl poweroff`: pvcd is told first, and the host goes off when it has ended."""
+        daemon = self.hosts[name].daemon
+        assert daemon is not None and daemon.env.phase is None
+        daemon.leaving.begin()
+
     def pass_time(self, seconds: float) -> None:
         """Move the clock, and let everything come about that comes about by itself."""
         self.now += seconds
@@ -237,9 +246,10 @@ class Daemon:
         self.workers = FakeWorkers(self, self.questions)
         self.fencing = Fencing(self.store, self.questions, self.liveness, name, self.standing.actor,
                                self.cache.current, lambda view: view.hold.hold, self._say, self._utc, "reboot", self._new_id())
-        self.due = {"doubt": 0.0, "keepalive": 0.0, "timer": 0.0, "fence": 0.0, "resync": cluster.now + 60.0}
+        self.due = {"leave": 0.0, "doubt": 0.0, "keepalive": 0.0, "timer": 0.0, "fence": 0.0, "resync": cluster.now + 60.0}
         self.runs_from = float("inf")
         self.doubt, self.gives_up, self.failed = Doubt(host.hypervisor, TICK_S, self._say), cluster.now + 3 * TICK_S, False
+        self.leaving = Leaving(self.env, self.instances, Limits(), lambda: host.zk.connected)
         self._running = False
         self.busy: set[str] = set()
 
@@ -313,6 +323,7 @@ class Daemon:
         self.runs_from = self.cluster.now + start.wait_s
 
     def _run(self) -> None:
+        come_home(self.env)
         self.cache.refresh()
         self.instances.start()
         for key in (NODES, VIEW, ("domains", "")):
@@ -344,6 +355,8 @@ class Daemon:
         except Killed:
             if self.host.daemon is self:
                 self.cluster.stop_daemon(self.host.name)
+            if self.env.phase is not None:
+                self.cluster.power_off(self.host.name)  # nothing holds the shutdown of the host up any more
 
     def _preflight(self) -> None:
         """As in `pvcd.daemon`: without ZooKeeper it waits for a while, and looks for copies in doubt."""
@@ -378,6 +391,8 @@ class Daemon:
         if now >= self.due["keepalive"]:
             self.due["keepalive"] = now + TICK_S
             self.keepalive.leave({"memfree": str(self.host.hypervisor.free_mib())})
+            if self.host.hypervisor.answers:
+                self.keepalive.leave({"strangers": encode_strangers(self.instances.strangers(self.host.hypervisor.inventory()))})
             self.on_thread("keepalive", self.keepalive.round)
             if self.host.daemon is not self:
                 raise Killed
@@ -394,8 +409,22 @@ class Daemon:
             self.due["resync"] = now + 60.0
             self.instances.resync()
         self.workers.turn(now)
+        if self.env.phase is not None and now >= self.due["leave"]:
+            self.due["leave"] = now + 1.0
+            self.on_thread("main", self._leave)
         if self.queue.run_due(most) == BUSY:
             raise Violation(f"{self.host.name}: visits without an end")
+
+    def _leave(self) -> None:
+        """As `pvcd.daemon` after the signal: `stop` is the last word, and then the host goes off."""
+        if self.host.hypervisor.answers:
+            self.instances.inventory_seen(self.host.hypervisor.inventory())
+        if self.leaving.turn():
+            try:
+                self._write_state(DaemonState.STOP)
+            except (PVCError, Refused) as error:
+                self.cluster.say(f"{self.host.name}: stop is not written: {error}")
+            raise Killed
 
     def _observe(self) -> None:
         if self.acknowledged is not None:

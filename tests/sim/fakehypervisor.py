@@ -27,6 +27,7 @@ class Copy:
     status: Status
     life: int
     since: float
+    persistent: bool = False
 
 
 @dataclass
@@ -178,6 +179,13 @@ class FakeHypervisor:
         """pvcd has died: what it knew of its calls is gone, the jobs go on."""
         self.calls = {}
 
+    def virsh_start(self, uuid: str, name: str, memory_mib: int = 512) -> None:
+        """Somebody starts a guest whose definition libvirt itself keeps."""
+        self.fabric.lives += 1
+        self.copies[uuid] = Copy(name, memory_mib, Status.RUNNING, self.fabric.lives, self.fabric.clock(), True)
+        self.fabric.say(self.name, uuid, f"starts life {self.fabric.lives} outside PVC")
+        self._nudge(uuid)
+
     def qemu_dies(self, uuid: str) -> None:
         if self.copies.pop(uuid, None) is not None:
             self.fabric.say(self.name, uuid, "QEMU dies")
@@ -213,7 +221,7 @@ class FakeHypervisor:
         if copy is None:
             return Local(Status.ABSENT, call=call)
         return Local(copy.status, job is not None or (incoming and copy.status is Status.MIGRATING), call,
-                     moved=job.moved if job else 0, size=1 << 29 if job else 0)
+                     moved=job.moved if job else 0, size=1 << 29 if job else 0, persistent=copy.persistent)
 
     def in_doubt(self) -> tuple[str, ...]:
         self._answer()

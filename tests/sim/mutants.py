@@ -289,7 +289,64 @@ def flushed_too_early() -> Any:
     return mock.patch.object(flush.NodePlan, "done", property(lambda self: not self.orders and not self.blocked))
 
 
+def no_homecoming() -> Any:
+    """A node that was shut down stays flushed after its boot."""
+    return mock.patch("pvcd.leaving.homecoming", lambda _me, _node: ())
+
+
+def homecoming_after_a_fence() -> Any:
+    """A node that was fenced while it left calls its VMs home as if nothing had happened."""
+    return mock.patch("pvcd.registration.Registration._no_departure", lambda _self, _fence: ())
+
+
+def no_recall() -> Any:
+    """An order to go elsewhere stands while the host has no time left for it."""
+    return mock.patch.object(planner, "_recalled", lambda s: Step(42, "waits", again_s=1.0))
+
+
+def starts_while_leaving() -> Any:
+    """A host that is being shut down claims and starts what is homed there."""
+    return _situated(lambda s: replace(s, stopping=False))
+
+
+def closing_is_not_told() -> Any:
+    """What is still here when the time is over is left to the end of the host: its claim stays."""
+    return _situated(lambda s: replace(s, closing=False))
+
+
+def _situated(change: Callable[[Situation], Situation]) -> Any:
+    original = planner.plan_domain
+    return mock.patch("pvcd.VMInstance.plan_domain", lambda s: original(change(s)))
+
+
+def waits_for_zookeeper() -> Any:
+    """A host that is being shut down waits for ZooKeeper without an end."""
+    return mock.patch("pvcd.departure.AWAY_S", float("inf"))
+
+
+def not_alone() -> Any:
+    """Without ZooKeeper no guest is asked to power off."""
+    return mock.patch("pvcd.VMInstance.plan_alone", lambda _local, _since, _timeout: Step(42, "waits", again_s=1.0))
+
+
+def no_departure_in_the_flush() -> Any:
+    """A flush that can do nothing more is waited for until the timeout."""
+    return mock.patch("pvcd.departure.IDLE_S", float("inf"))
+
+
+def no_guard_of_strangers() -> Any:
+    """What libvirt keeps and nobody ordered is adopted, and obeys its `stop`."""
+    return _situated(lambda s: replace(s, local=replace(s.local, persistent=False)))
+
+
+def strangers_are_not_asked_about() -> Any:
+    """A VM is started at its home although another node has told that it runs there outside PVC."""
+    return mock.patch.object(records.View, "runs_outside", lambda _self, _name, _uuid: False)
+
+
 MUTANTS: tuple[Mutation, ...] = (
+    no_homecoming, homecoming_after_a_fence, no_recall, starts_while_leaving, closing_is_not_told, waits_for_zookeeper, not_alone,
+    no_departure_in_the_flush, no_guard_of_strangers, strangers_are_not_asked_about,
     no_mine, no_claim_version, no_gate, no_keepalive_in_commit, early_death, no_read_back, one_reading, no_identity, shared_controllers,
     contradicted_controller, no_gate_before_off, slow_for_all, no_hand_over, no_pause, power_on_is_believed, one_checker, identity_asked_once,
     earlier_fence_remembered, no_query,

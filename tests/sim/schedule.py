@@ -50,7 +50,8 @@ class Schedule:
         self._calm = False
         dice = self.dice
         faults = (self._kill_daemon, self._crash, self._boot, self._link, self._bmc, self._qemu, self._libvirt, self._lose, self._lag,
-                  self._refuse, self._session, self._flush, self._command, self._command, self._old_command, self._operator_fences)
+                  self._refuse, self._session, self._flush, self._command, self._command, self._old_command, self._operator_fences,
+                  self._shut_down)
         self.weights = {fault: dice.choice((0, 0.3, 1, 2)) for fault in faults}
         self.weights[self._boot] = 1.5
         self.weights[self._command] += 0.5
@@ -135,6 +136,14 @@ class Schedule:
             name = self._host()
             self.world.say(f"{name}: loses power")
             self.world.power_off(name)
+
+    def _shut_down(self) -> None:
+        """In order: pvcd is told first."""
+        name = self._host()
+        daemon = self.world.hosts[name].daemon
+        if daemon is not None and daemon._running and daemon.env.phase is None:
+            self.world.say(f"{name}: is shut down")
+            self.world.shut_down_host(name)
 
     def _boot(self) -> None:
         name = self._host()

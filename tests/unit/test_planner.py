@@ -97,13 +97,17 @@ def table() -> list[Row]:
             found += [(holder, replace(s, attempts=attempts)) for attempts in ATTEMPTS]
         if holder == "other":
             found.append((holder, replace(s, unfit="no room")))
+        found += [(holder, replace(s, stopping=True, closing=True, timers=timers)) for timers in TIMERS]
+        found.append((holder, replace(s, stopping=True)))
+        if holder == "free":
+            found.append((holder, replace(s, local=replace(s.local, persistent=True))))
     return [(holder, s, plan_domain(s)) for holder, s in found]
 
 
 def test_every_row_is_reached(table: list[Row]) -> None:
     rows = Counter(step.row for _, _, step in table)
     in_recovery = {12, 14}
-    assert set(range(1, 42)) - set(rows) == in_recovery
+    assert set(range(1, 45)) - set(rows) == in_recovery
     assert len(table) > 50_000
 
 
@@ -141,19 +145,19 @@ def test_only_the_holder_creates_and_only_what_is_wanted_here(table: list[Row]) 
 def test_a_running_guest_is_destroyed_only_by_an_order_or_because_another_holds_it(table: list[Row]) -> None:
     for holder, s, step in table:
         if step.verb is Verb.DESTROY and s.local.status in COPY:
-            ordered = holder == "mine" and s.state in (VMState.STOP, VMState.DELETE, VMState.SHUTDOWN, VMState.RESTART)
+            ordered = holder == "mine" and (s.closing or s.state in (VMState.STOP, VMState.DELETE, VMState.SHUTDOWN, VMState.RESTART))
             assert ordered or (isinstance(s.claim.value, Claim) and not ME.holds(s.claim.value))
         if s.record.exists is False and holder == "mine":
-            assert step.verb is not Verb.DESTROY or s.local.status is Status.CRASHED
+            assert step.verb is not Verb.DESTROY or s.local.status is Status.CRASHED or s.closing
 
 
 def test_unknown_words_start_stop_and_move_nothing(table: list[Row]) -> None:
     for holder, s, step in table:
         if s.record.exists and not isinstance(s.record.state, VMState):
             assert not any(c.path == schema.domain_key(UUID, "state") and isinstance(c, Write) for c in step.changes)
-            assert step.verb not in (Verb.CREATE, Verb.SHUT_DOWN, Verb.MIGRATE)
+            assert step.verb not in (Verb.CREATE, Verb.SHUT_DOWN, Verb.MIGRATE) or step.row == 42
             if step.verb is Verb.DESTROY:
-                assert step.row in (3, 6, 8, 24, 36)
+                assert step.row in (3, 6, 8, 24, 36, 42)
 
 
 ALLOWED = {  # from what the claim is to what it may become, by whom: the table of claims, without what recovery does
@@ -319,3 +323,59 @@ def test_a_call_that_succeeded_gives_the_claim_only_to_the_life_that_agreed() ->
     assert Check(schema.fence("b"), 7) in plan_domain(s).changes and plan_domain(s).row == 20
     dead = situation(Claim("a", "a1/0", replace(DEST_B, phase=OpPhase.RUN, dinc="b0/0")), VMState.MIGRATE, "b", Status.ABSENT, local=arrived)
     assert plan_domain(dead).changes == claims.ask(ME, UUID, dead.claim)
+
+
+# ------------------------------------------------------------------------------------------------- a host that is shut down
+
+def test_a_host_that_is_shut_down_starts_claims_and_receives_nothing(table: list[Row]) -> None:
+    for holder, s, step in table:
+        if s.stopping:
+            assert step.verb is not Verb.CREATE, (holder, step)
+            assert step.row != 9 or not step.changes, (holder, step)
+        if s.closing and step.row in (42, 43):
+            assert holder.startswith("mine")
+
+
+def test_words_stay_when_a_host_is_shut_down(table: list[Row]) -> None:
+    """Rows 42 and 43: asked, destroyed after the timeout, freed; only an order to go elsewhere is taken back."""
+    for _, s, step in table:
+        if step.row == 43:
+            assert step.changes == claims.free(ME, s.record, s.claim) and s.local.status is Status.ABSENT and not s.attempts.doubt
+        if step.row == 42 and step.verb is Verb.NOTHING and step.changes:
+            assert s.state is VMState.MIGRATE and s.homed_elsewhere and s.copy
+            assert step.changes == (*s.claim_gate, *claims.rolled_back(ME, s.record))
+        if step.row == 42 and step.verb is not Verb.NOTHING:
+            assert step.changes == s.gate and s.copy
+        if step.row == 42 and step.verb is Verb.DESTROY:
+            assert (s.timers.shutdown_s or 0) >= s.timers.shutdown_timeout_s
+
+
+def test_everything_that_this_host_holds_ends_when_it_is_shut_down(table: list[Row]) -> None:
+    """No held VM stays in a row that only waits: the whole of D3 is bounded."""
+    for holder, s, step in table:
+        if s.closing and holder == "mine" and s.local.status in (Status.RUNNING, Status.ABSENT) and not s.attempts.doubt:
+            waits = step.verb is Verb.NOTHING and not step.changes
+            assert not waits or s.timers.shutdown_s is not None, (s.record, s.local, step)
+
+
+# --------------------------------------------------------------------------------------------------------- outside PVC
+
+def test_what_libvirt_keeps_and_nobody_ordered_is_never_switched_off_or_taken(table: list[Row]) -> None:
+    seen = set()
+    for holder, s, step in table:
+        if holder == "free" and s.local.persistent and s.record.exists and s.state not in (VMState.START, VMState.MIGRATE, VMState.RESTART) \
+                and s.local.status not in (Status.ABSENT, Status.UNKNOWN):
+            assert (step.row, step.verb, step.changes, step.level) == (44, Verb.NOTHING, (), Level.WARNING)
+            seen.add(s.state)
+        if step.row == 44:
+            assert s.local.persistent and holder == "free"
+    assert len(seen) == 5
+
+
+def test_what_runs_outside_is_taken_over_where_it_runs_once_it_is_ordered() -> None:
+    outside = Local(Status.RUNNING, persistent=True)
+    assert plan_domain(situation(None, VMState.START, "b", Status.RUNNING, local=outside)).row == 7
+    told = {**view().nodes, "c": replace(node("c"), strangers={UUID: "web1"})}
+    wanted = situation(None, VMState.START, "a", Status.ABSENT)
+    step = plan_domain(replace(wanted, view=replace(view(), nodes=told)))
+    assert (step.row, step.changes, step.level) == (9, (), Level.WARNING) and "outside PVC on c" in step.reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -288,6 +289,20 @@ def test_a_vm_is_not_started_on_a_node_that_an_operator_has_emptied(state: VMSta
     with pytest.raises(Refusal) as refused:
         requests.start(record(state, "flushed"), VIEW)
     assert "pvc node ready flushed" in refused.value.next
+
+
+@pytest.mark.parametrize(("uuid", "called", "refused"), [(UUID, "old1", True), (OTHER, "web1", True), (OTHER, "old1", False)])
+@pytest.mark.parametrize("phase", list(FencePhase))
+def test_define_refuses_what_runs_outside_pvc(uuid: str, called: str, refused: bool, phase: FencePhase) -> None:
+    """Finding A18: by UUID or by name, on any node that is up; the way out is named."""
+    nodes = {**VIEW.nodes, "b": replace(VIEW.nodes["b"], strangers={uuid: called})}
+    view = View(nodes, {**VIEW.fences, "b": FenceRecord(Fence("b1/0", phase), 4)})
+    if refused and phase is FencePhase.UP:
+        with pytest.raises(Refusal) as told:
+            requests.define(UUID, "web1", b"<domain/>", "a", view, Names(ROOT, {}), ABSENT)
+        assert "on b outside PVC" in str(told.value) and f"virsh shutdown {called}" in told.value.next
+    else:
+        assert requests.define(UUID, "web1", b"<domain/>", "a", view, Names(ROOT, {}), ABSENT).changes
 
 
 def test_define_on_an_unknown_node_is_not_found() -> None:

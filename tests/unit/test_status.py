@@ -14,6 +14,7 @@ from pvc import health, servers
 from pvc.health import Facts, Level
 from pvcd.cluster import schema
 from pvcd.cluster.claims import Actor
+from pvcd.cluster.notices import Departure
 from pvcd.cluster.records import Claim, ClaimRecord, DomainRecord, Fence, FenceRecord, Hold, NodeRecord, Operation, View
 from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
 from pvcd.cluster.survival import stranded
@@ -83,9 +84,37 @@ def test_a_healthy_cluster_has_no_problems() -> None:
     (lambda f: replace(f, domains={UUID: vm(UUID, "hv1", state=VMState.FAILED)}), "failed", Level.CRITICAL),
     (lambda f: replace(f, domains={UUID: vm(UUID, "hv1", state=Unknown("foo"))}), "bad-vm", Level.WARNING),
     (lambda f: replace(f, claims={UUID: ClaimRecord(None, 1)}), "not-running", Level.CRITICAL),
+    (lambda f: with_node(f, node("hv1", daemonstate=DaemonState.STOP)), "unwatched", Level.CRITICAL),
+    (lambda f: with_node(f, node("hv2", daemonstate=DaemonState.STOP, departure=Departure("t", True))), "shut-down", Level.WARNING),
+    (lambda f: with_node(f, node("hv2", departure=Departure("t", True), domainstate=DomainState.FLUSH)), "leaving", Level.WARNING),
+    (lambda f: with_node(f, node("hv2", strangers={OTHER: "old1"})), "strangers", Level.WARNING),
+    (lambda f: replace(with_node(f, node("hv2", strangers={OTHER: "old1"})), domains={OTHER: vm(OTHER, "hv2", state=VMState.STOP)}),
+     "runs-outside", Level.WARNING),
     (lambda f: replace(f, domains={UUID: vm(UUID, "hv1", name="a"), OTHER: vm(OTHER, "hv1", name="a", state=VMState.STOP)}), "duplicate-name", Level.WARNING)])
 def test_each_problem_is_found_by_its_code(change: object, code: str, level: Level) -> None:
     assert codes(change(healthy())).get(code) is level  # type: ignore[operator]
+
+
+def told(facts: Facts, code: str) -> health.Problem:
+    return next(problem for problem in health.problems(facts) if problem.code == code)
+
+
+def test_a_host_that_leaves_says_how_far_it_is_and_its_vms_what_they_wait_for() -> None:
+    leaving = with_node(healthy(), node("hv1", departure=Departure("t", True, 5), domainstate=DomainState.FLUSH, runningdomains=(UUID,)))
+    assert told(leaving, "leaving").text == "its host is shutting down; 4 of 5 VMs are gone"
+    off = replace(with_node(healthy(), node("hv1", departure=Departure("t", True, 5), daemonstate=DaemonState.STOP)), claims={UUID: ClaimRecord(None, 1)})
+    waits = told(off, "not-running")
+    assert waits.text == "waits for hv1, which was shut down" and f"pvc vm move vm-{UUID[:2]}" in waits.next
+
+
+@pytest.mark.parametrize("state", list(VMState))
+def test_a_wanted_vm_on_a_stopped_node_is_critical_and_the_way_out_is_named(state: VMState) -> None:
+    """Finding B5: nobody sees it and nobody recovers it."""
+    facts = replace(with_node(healthy(), node("hv1", daemonstate=DaemonState.STOP)), domains={UUID: vm(UUID, "hv1", state=state)})
+    problem = told(facts, "unwatched")
+    wanted = state in (VMState.START, VMState.MIGRATE, VMState.RESTART)
+    assert problem.level is (Level.CRITICAL if wanted else Level.WARNING)
+    assert not wanted or ("cannot be seen" in problem.text and "pvc node fence hv1" in problem.next and "systemctl start pvcd" in problem.next)
 
 
 @pytest.mark.parametrize("seed", range(200))

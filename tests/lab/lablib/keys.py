@@ -35,6 +35,10 @@ class Keys:
         if failed:
             raise failed[0]
 
+    def create(self, path: str, text: str) -> None:
+        """A key that must not exist yet."""
+        self._connected().create(path, text.encode())
+
     def delete_tree(self, path: str) -> None:
         """As `zkCli.sh deleteall` does it."""
         self._connected().delete(path, recursive=True)

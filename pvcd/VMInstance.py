@@ -46,6 +46,8 @@ class VMInstance:
         self._shutdown_since: float | None = None
         self._resumed_at: float | None = None
         self._first = True
+        self._slow = False
+        """its visits are in the slow lane"""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -56,15 +58,27 @@ class VMInstance:
         """This node holds the claim, as last read."""
         return isinstance(self.claim.value, Claim) and self.claim.value.node == self._env.node
 
+    @property
+    def settled(self) -> bool:
+        """It was looked at, and what runs of it here is claimed by somebody, or none of PVC's business."""
+        if self.local.status is Status.UNKNOWN:
+            return False
+        return self.local.status is Status.ABSENT or self.claim.value is not None or not self.known
+
     def reconcile(self) -> float | None:
         """One visit: at most one effect. Returns when to look again, in seconds."""
         actor = self._env.actor()
         if actor is None:
             return None
         try:
-            step = plan_domain(self._situation(actor))
+            situation = self._situation(actor)
         except (Unreachable, OutcomeUnknown):
             return 1.0  # nothing is touched; `doubt` watches over what a migration has left paused
+        if situation.local.slow is not self._slow:
+            self._mark_slow(situation.local.slow)
+            if self._slow:
+                return SOON_S  # acts in the slow lane: what it asks of this guest may hang as well
+        step = plan_domain(situation)
         new = self._tell(step)
         try:
             return self._act(step, new)
@@ -202,7 +216,6 @@ class VMInstance:
             self._effect(step.verb)
         except (HypervisorError, HypervisorUnknown) as error:
             return self._failed(step, error)
-        self._env.mark_slow(self.key, False)
         return SOON_S if step.again_s is None else step.again_s
 
     def _keep_reason(self, step: Step) -> None:
@@ -258,10 +271,14 @@ class VMInstance:
     def _failed(self, step: Step, error: HypervisorError | HypervisorUnknown) -> float:
         """An effect did not come about, or nobody knows: say so, look again later; the next visit decides afresh."""
         if isinstance(error, HypervisorUnknown):
-            self._env.mark_slow(self.key, error.slow)
+            self._mark_slow(error.slow)
         self._env.say(Level.WARNING, f"{self.uuid}: {step.verb.value}: {error}")
         self._env.store.write_meta(self.uuid, {"reason": f"{step.verb.value}: {error}", "at": self._env.utc()})
         return ERROR_PAUSE_S
+
+    def _mark_slow(self, slow: bool) -> None:
+        self._slow = slow
+        self._env.mark_slow(self.key, slow)
 
     def _tell(self, step: Step) -> bool:
         """One line per change: a reason that stays the same is not repeated. True if the step is not the last visit's."""

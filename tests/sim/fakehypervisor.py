@@ -222,7 +222,7 @@ class FakeHypervisor:
 
     def inventory(self) -> tuple[Guest, ...]:
         self._answer()
-        return tuple(Guest(uuid, copy.name, copy.status, copy.memory_mib) for uuid, copy in sorted(self.copies.items()))
+        return tuple(Guest(uuid, copy.name, copy.status) for uuid, copy in sorted(self.copies.items()))
 
     def create(self, xml: str) -> None:
         self.before_effect("create")

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,17 +32,15 @@ REBOOT = bytes.fromhex("b0fe" "e664" "f4" "ebfd")
 
 
 @pytest.fixture(scope="module")
-def part(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Libvirtd]:
-    folder = tmp_path_factory.mktemp("libvirt")
-    for path in (folder, *folder.parents):
-        if path.is_relative_to("/tmp") and path != Path("/tmp"):
-            path.chmod(0o755)
+def part() -> Iterator[Libvirtd]:
+    folder = Path(tempfile.mkdtemp(prefix="pvc-libvirt-"))  # not below pytest's folder, which is closed to other users
     found = Libvirtd(folder)
     try:
         found.start()
         yield found
     finally:
         found.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -50,8 +50,8 @@ _STATES = {
     libvirt.VIR_DOMAIN_SHUTDOWN: Status.RUNNING, libvirt.VIR_DOMAIN_PMSUSPENDED: Status.PAUSED,
     libvirt.VIR_DOMAIN_SHUTOFF: Status.ABSENT, libvirt.VIR_DOMAIN_CRASHED: Status.CRASHED,
 }
-_PERMANENT = {libvirt.VIR_ERR_XML_ERROR, libvirt.VIR_ERR_XML_DETAIL, libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_OS_TYPE,
-              libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG}
+_HOPELESS = {libvirt.VIR_ERR_XML_ERROR, libvirt.VIR_ERR_XML_DETAIL}
+_PERMANENT = {libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_OS_TYPE, libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG}
 _ENDINGS = {libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: Ending.DESTROYED, libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: Ending.CRASHED,
             libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: Ending.CRASHED}
 _NO_JOB = [libvirt.VIR_DOMAIN_JOB_NONE] + [0] * 6
@@ -75,7 +75,7 @@ def translated(error: libvirt.libvirtError) -> HypervisorError | HypervisorUnkno
         return HypervisorUnknown(text, slow=True)
     if code in _UNANSWERED or error.get_error_domain() in _TRANSPORT:
         return HypervisorUnknown(text)
-    return HypervisorError(text, permanent=code in _PERMANENT)
+    return HypervisorError(text, permanent=code in _PERMANENT, hopeless=code in _HOPELESS)
 
 
 class LibvirtHypervisor:

@@ -21,7 +21,7 @@ ONLY_IN = {"kazoo": {"pvcd/cluster/zk.py", "pvcd/cluster/multiread.py"}, "libvir
            "subprocess": {"pvcd/ipmi.py"}, "lxml": {"client-cli/pvc/domainxml.py", "client-cli/pvc/validation.py"}}
 PURE = ["pvcd/cluster/schema.py", "pvcd/cluster/records.py", "pvcd/cluster/claims.py", "pvcd/cluster/fences.py", "pvcd/cluster/placement.py",
         "pvcd/cluster/requests.py", "pvcd/cluster/definition.py", "pvcd/planner.py", "pvcd/handoff.py", "pvcd/situation.py", "pvcd/cluster/flush.py",
-        "pvcd/cluster/survival.py",
+        "pvcd/cluster/survival.py", "pvcd/cluster/avoid.py",
         "pvcd/attempts.py", "pvcd/local.py", "client-cli/pvc/health.py", "client-cli/pvc/monitoring.py",
         "pvcd/liveness.py", "pvcd/recovery_plan.py", "client-cli/pvc/formatters.py", "client-cli/pvc/rows.py", "client-cli/pvc/domainxml.py"]
 IMPURE = {"time", "os", "threading", "socket", "subprocess", "kazoo", "libvirt", "psutil"}

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from pvcd.cluster.placement import WANTED
@@ -37,7 +37,9 @@ class Problem:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything that is judged, as read. `sizes`: MiB; `bmc`: what the last check of each node's controller found; `reasons`: of VMs."""
+    """Everything that is judged, as read. `sizes`: MiB; `bmc`: what the last check of each node's controller found; `reasons`: of VMs;
+    `avoided`: of VMs, the nodes on which they could not be started, and why.
+    """
 
     view: View
     domains: Mapping[str, DomainRecord]
@@ -45,6 +47,7 @@ class Facts:
     sizes: Mapping[str, int | None]
     bmc: Mapping[str, str]
     reasons: Mapping[str, str]
+    avoided: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def name(self, uuid: str) -> str:
         found = self.domains.get(uuid)
@@ -118,6 +121,11 @@ def _vm(facts: Facts, record: DomainRecord) -> Iterable[Problem]:
                       f"hypervisor {record.hypervisor}", f"pvc vm info {record.uuid}")
     elif record.state is VMState.FAILED:
         yield Problem(Level.CRITICAL, "failed", name, f"failed: {reason or 'no reason is known'}", f"Mend it, then: pvc vm start {name}")
+    elif record.state in WANTED and (tried := facts.avoided.get(record.uuid)):
+        yield Problem(Level.CRITICAL, "start-refused", name, f"could not be started on {'; '.join(f'{node}: {why}' for node, why in sorted(tried.items()))}"
+                      f": {record.hypervisor} tries", f"pvc history {name}; then put these nodes right")
+    elif holder is not None and _absent(facts, record, holder) and reason.startswith("not started: "):
+        yield Problem(Level.CRITICAL, "start-refused", name, f"{reason}: {holder} tries again, for 10 min in all", f"pvc vm info {name}")
     elif record.state in WANTED and holder is None and record.hypervisor:
         yield Problem(Level.CRITICAL, "not-running", name, f"is to run, and nobody has it yet (home {record.hypervisor})"
                       + (f": {reason}" if reason else ""), f"pvc vm info {name}; pvc history {name}")
@@ -126,6 +134,13 @@ def _vm(facts: Facts, record: DomainRecord) -> Iterable[Problem]:
                       f"If it stays so: bring {op.dest} back; it answers when its pvcd runs.")
     elif facts.sizes.get(record.uuid) is None:
         yield Problem(Level.WARNING, "bad-definition", name, "its definition cannot be read: it cannot be started again", f"pvc vm dump {record.uuid}")
+
+
+def _absent(facts: Facts, record: DomainRecord, holder: str) -> bool:
+    """Wanted, claimed by a node that runs, and not among what that node shows."""
+    node = facts.view.nodes.get(holder)
+    shown = node.runningdomains if node is not None and facts.view.is_running(holder) else None
+    return record.state is VMState.START and record.hypervisor == holder and isinstance(shown, tuple) and record.uuid not in shown
 
 
 def _doubtful(claim: ClaimRecord | None) -> Operation | None:

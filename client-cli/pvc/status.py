@@ -34,7 +34,8 @@ def facts(cluster: Cluster) -> Facts:
     states = cluster.store.raw_many([schema.node_key(name, "ipmistate") for name in view.nodes])
     bmc = {name: rows.bmc_word(str(schema.decode_text(states[schema.node_key(name, "ipmistate")].data) or "")) for name in view.nodes}
     reasons = {uuid: str(meta.get("reason") or "") for uuid, meta in cluster.store.metas(sorted(domains)).items()}
-    return Facts(view, domains, cluster.store.claims(), memories(cluster, sorted(domains)), bmc, reasons)
+    avoided = {uuid: found.nodes for uuid, found in cluster.store.avoided(sorted(domains)).items()}
+    return Facts(view, domains, cluster.store.claims(), memories(cluster, sorted(domains)), bmc, reasons, avoided)
 
 
 def summary(cluster: Cluster, found: Facts) -> dict[str, Any]:

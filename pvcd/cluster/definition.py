@@ -28,6 +28,7 @@ class Definition:
     name: str
     uuid: str
     memory_mib: int
+    on_crash: str = ""
 
 
 class _Builder(ElementTree.TreeBuilder):
@@ -81,7 +82,7 @@ def parse(raw: bytes | None) -> Definition:
     size = memory_mib(memory.text, memory.get("unit")) if memory is not None else None
     if size is None:
         raise BadDefinition("The definition has no readable <memory>.")
-    return Definition(name, canonical_uuid(found), size)
+    return Definition(name, canonical_uuid(found), size, (root.findtext("on_crash") or "").strip())
 
 
 def canonical_uuid(text: str) -> str:

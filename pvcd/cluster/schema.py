@@ -14,9 +14,9 @@ from enum import Enum
 from typing import TypeVar
 
 NODES, DOMAINS = "/nodes", "/domains"
-CLAIMS, FENCES, LOCKS, VMMETA, HISTORY = "/claims", "/fences", "/locks", "/vmmeta", "/history"
+CLAIMS, FENCES, LOCKS, VMMETA, AVOID, HISTORY = "/claims", "/fences", "/locks", "/vmmeta", "/avoid", "/history"
 FENCE_LOCK = LOCKS + "/fence"
-ROOTS = (NODES, DOMAINS, CLAIMS, FENCES, LOCKS, VMMETA, HISTORY)
+ROOTS = (NODES, DOMAINS, CLAIMS, FENCES, LOCKS, VMMETA, AVOID, HISTORY)
 
 XML_LIMIT = 256 * 1024
 VALUE_LIMIT = 4 * 1024
@@ -73,6 +73,8 @@ OTHER_KEYS = (
         "all: who may run the VM"),
     Key(FENCE_LOCK, "ephemeral: the janitor's name", "the janitor", "all; a convenience, never a proof"),
     Key(VMMETA + "/<uuid>", "JSON: the last trouble and when; how far a migration is", "the daemon that acts", "client: display only"),
+    Key(AVOID + "/<uuid>", "empty, or JSON: the nodes on which the VM could not be started, and why", "the node that sends it on, or runs it, or gives "
+        "it up", "that node, the janitor: not there again; client"),
     Key(HISTORY + "/<node or uuid>", "JSON lines, the last 200", "client and daemons", "client: display only"),
 )
 NODE_KEY_NAMES = tuple(key.name for key in NODE_KEYS)
@@ -167,6 +169,10 @@ def fence(name: str) -> str:
 
 def vmmeta(uuid: str) -> str:
     return f"{VMMETA}/{uuid}"
+
+
+def avoid(uuid: str) -> str:
+    return f"{AVOID}/{uuid}"
 
 
 def history(subject: str) -> str:

@@ -133,6 +133,8 @@ class VMInstance:
                 (self._attempts.quit if local.ending is Ending.GUEST else self._attempts.death)(now)
             self._ran = present and wanted
             self._attempts.seen(local.status is not Status.ABSENT, now)
+        else:
+            self._attempts.unseen()
         if record.state not in (VMState.START, VMState.MIGRATE) or record.hypervisor != actor.node:
             self._attempts.clear()
         if local.status is not Status.MIGRATING:

@@ -67,6 +67,10 @@ class AttemptLog:
         elif now - self._absent_since >= DOUBT_S:
             self._doubt_since = self._absent_since = None
 
+    def unseen(self) -> None:
+        """A look that was not answered: what libvirt still had to do while it hung may be done now, so an absence counts from the next look."""
+        self._absent_since = None
+
     def clear(self) -> None:
         """An operator's new order, or the VM belongs elsewhere: the count starts again. A doubt remains a doubt."""
         self._refused, self._deaths, self._quits = [], [], []

@@ -121,7 +121,7 @@ def _vm(facts: Facts, record: DomainRecord) -> Iterable[Problem]:
                       f"hypervisor {record.hypervisor}", f"pvc vm info {record.uuid}")
     elif record.state is VMState.FAILED:
         yield Problem(Level.CRITICAL, "failed", name, f"failed: {reason or 'no reason is known'}", f"Mend it, then: pvc vm start {name}")
-    elif record.state in WANTED and (tried := facts.avoided.get(record.uuid)):
+    elif record.state in WANTED and (tried := facts.avoided.get(record.uuid)) and (holder is None or _absent(facts, record, holder)):
         yield Problem(Level.CRITICAL, "start-refused", name, f"could not be started on {'; '.join(f'{node}: {why}' for node, why in sorted(tried.items()))}"
                       f": {record.hypervisor} tries", f"pvc history {name}; then put these nodes right")
     elif holder is not None and _absent(facts, record, holder) and reason.startswith("not started: "):

@@ -201,11 +201,12 @@ class VMInstance:
             return f"libvirt: {error}"
         if any(guest.name == found.name and guest.uuid != self.uuid for guest in guests):
             return f"another VM of the name {found.name} runs here"
-        free = s.view.nodes[s.me.node].memfree_mib
+        own, pages = s.view.nodes[s.me.node], found.memory_mib.pages
+        free = own.hugepages_mib.get(pages, 0) if pages else own.memfree_mib
         if not isinstance(free, int):
             return "free memory unknown"
         if not self._env.arrivals.promise(self.uuid, found.memory_mib, free):
-            return f"needs {found.memory_mib} MiB of the {free} MiB free here"
+            return f"needs {found.memory_mib} MiB of the {free} MiB free here{' in huge pages' if pages else ''}"
         return None
 
     def _comes_home(self, view: View) -> bool:

@@ -221,6 +221,8 @@ class NodeRecord:
     libvirtstate: str | Unknown | None = None
     timing: Timing = Timing()
     versions: Mapping[str, int] = field(default_factory=dict)
+    hugepages_mib: Mapping[str, int] = field(default_factory=dict)
+    """free huge pages by their size, as `schema.decode_pages` gives them"""
 
     @property
     def exists(self) -> bool:
@@ -242,11 +244,11 @@ class NodeRecord:
                    schema.decode_uuids(data("runningdomains")), schema.decode_text(data("staticdata")),
                    schema.decode_text(data("incarnation")), schema.decode_int(data("protocol")),
                    schema.decode_text(data("machineid")), schema.decode_text(data("libvirtstate")), decode_timing(data("timing")),
-                   {key: v.version for key, v in values.items() if v.data is not None})
+                   {key: v.version for key, v in values.items() if v.data is not None}, schema.decode_pages(data("hugepages")))
 
 
 NODE_FIELDS = ("daemonstate", "domainstate", "keepalive", "memfree", "memused", "cpuload", "domainscount", "runningdomains",
-               "staticdata", "incarnation", "protocol", "machineid", "libvirtstate", "timing")
+               "staticdata", "incarnation", "protocol", "machineid", "libvirtstate", "timing", "hugepages")
 """The keys below `/nodes/<name>` that a NodeRecord is made of (IPMI keys are read only by who needs them)."""
 
 

@@ -41,6 +41,7 @@ NODE_KEYS = (
         "the janitor (`flushed`)", "all; the node itself acts"),
     Key("staticdata", "CPU count, kernel release, OS, architecture", "own daemon at each start", "client"),
     Key("memfree", "integer MiB", "own daemon each tick", "placement, client"),
+    Key("hugepages", "`size:free` of each size of huge pages: KiB and pages; the host's own size first", "own daemon each tick", "placement"),
     Key("memused", "integer MiB", "own daemon each tick", "placement, client"),
     Key("cpuload", "float, 1-minute load", "own daemon each tick", "client"),
     Key("runningdomains", "UUIDs, space-separated", "own daemon, from what libvirt shows", "display and cross-check"),
@@ -251,6 +252,19 @@ def decode_float(raw: bytes | None) -> float | Unknown | None:
     if raw is None:
         return None
     return float(raw) if re.match(rb"[0-9]{1,9}(\.[0-9]{1,9})?\Z", raw) else Unknown(raw)
+
+
+_PAGES = re.compile(rb"[0-9]{1,9}:[0-9]{1,12}\Z")
+
+
+def decode_pages(raw: bytes | None) -> dict[str, int]:
+    """Free memory in MiB by the size of its huge pages (KiB), and as 'default' that of the first; empty for what cannot be understood."""
+    words = (raw or b"").split()
+    if not all(_PAGES.match(word) for word in words) or len(raw or b"") > VALUE_LIMIT:
+        return {}
+    pairs = [(int(size), int(free)) for size, free in (word.split(b":") for word in words)]
+    found = {str(size): size * free // 2**10 for size, free in pairs}
+    return {**found, "default": found[str(pairs[0][0])]} if pairs else {}
 
 
 def decode_uuids(raw: bytes | None) -> tuple[str, ...] | Unknown | None:

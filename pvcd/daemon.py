@@ -79,6 +79,7 @@ def _main() -> int:
         return daemon.serve()
     except (PVCError, Refused) as error:
         _say(Level.CRITICAL, str(error))
+        daemon.reconciler.stop(0.0)
         daemon.outlast_doubt()
         return MAY_COME_LATER
     finally:

@@ -104,7 +104,8 @@ class Reconciler:
             self._changed.notify_all()
         deadline = self._clock() + timeout_s
         for thread in self.threads:
-            thread.join(max(0.0, deadline - self._clock()))
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - self._clock()))
         return not any(thread.is_alive() for thread in self.threads)
 
     def add(self, key: Key) -> None:

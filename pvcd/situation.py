@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .cluster import claims, schema
-from .cluster.avoid import Avoided
+from .cluster.avoid import NOWHERE, Avoided
 from .cluster.claims import Actor
 from .cluster.records import Change, Check, ClaimRecord, DomainRecord, View
 from .cluster.schema import VMState
@@ -120,7 +120,7 @@ class Onward:
 
     target: str | None = None
     reason: str = ""
-    avoided: Avoided = Avoided()
+    avoided: Avoided = NOWHERE
 
 
 @dataclass(frozen=True)

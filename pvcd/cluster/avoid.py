@@ -31,6 +31,9 @@ class Avoided:
         return "; ".join(f"{name}: {why}" for name, why in sorted(self.nodes.items()))
 
 
+NOWHERE = Avoided()
+
+
 def read(value: Value) -> Avoided:
     """Total: any bytes give a record."""
     try:

@@ -51,8 +51,8 @@ def test_nobody_waits_for_a_reader_and_what_is_lost_is_counted() -> None:
 
 
 def test_a_process_ends_though_nobody_reads() -> None:
-    process = subprocess.Popen([sys.executable, "-c", SPEAKER.replace("sys.stdin.readline()\nansiiprint.flush(20)\n", "").replace("flush(5)", "flush(0.2)")], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program = SPEAKER.replace("sys.stdin.readline()\nansiiprint.flush(20)\n", "").replace("flush(5)", "flush(0.2)")
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.wait(30) == 0
     finally:

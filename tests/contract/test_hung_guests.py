@@ -110,7 +110,10 @@ def test_a_stopped_qemu_holds_up_no_look_and_no_inventory(part: Libvirtd, host: 
     assert host.look(uuid) == Local(Status.ABSENT, ending=Ending.DESTROYED)
 
 
-@pytest.mark.parametrize(("boot", "on_reboot", "how"), [(POWER_OFF, "restart", Ending.GUEST), (REBOOT, "destroy", Ending.GUEST), (b"", "restart", Ending.CRASHED)],
+ENDS = [(POWER_OFF, "restart", Ending.GUEST), (REBOOT, "destroy", Ending.GUEST), (b"", "restart", Ending.CRASHED)]
+
+
+@pytest.mark.parametrize(("boot", "on_reboot", "how"), ENDS,
                          ids=["powers itself off", "reboots with on_reboot=destroy", "its QEMU is killed"])
 def test_how_a_guest_ended_is_known(part: Libvirtd, host: LibvirtHypervisor, boot: bytes, on_reboot: str, how: Ending) -> None:
     host.create(part.xml(3, on_reboot, boot))

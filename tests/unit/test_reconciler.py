@@ -172,6 +172,10 @@ def test_visits_that_hang_before_it_is_known_are_relieved() -> None:
     assert queue.stop(5.0)
 
 
+def test_one_that_was_never_started_can_be_stopped() -> None:
+    assert Reconciler(lambda key: None, time.monotonic, lambda key, text: None).stop(1.0)
+
+
 def test_spares_are_bounded_and_end() -> None:
     release, now = threading.Event(), [0.0]
     inside = threading.Semaphore(0)

@@ -168,6 +168,10 @@ class FakeHypervisor:
         self.unsupported = False
         """its refusals are definite for this host"""
         self.creates = 0
+        self.refused: dict[str, float] = {}
+        """UUID → since when each start of it was refused; since always, if what it asks for is not supported"""
+        self.ends: dict[str, int] = {}
+        """UUID → how often its QEMU has ended by itself"""
         self.hung: set[str] = set()
         """UUIDs whose monitor does not answer"""
         self.endings: dict[str, Ending] = {}
@@ -200,6 +204,7 @@ class FakeHypervisor:
     def qemu_dies(self, uuid: str, ending: Ending = Ending.CRASHED) -> None:
         if self.copies.pop(uuid, None) is not None:
             self.endings[uuid] = ending
+            self.ends[uuid] = self.ends.get(uuid, 0) + 1
             self.fabric.say(self.name, uuid, "QEMU dies" if ending is Ending.CRASHED else "ends by itself")
             job = self.jobs.get(uuid)
             if job is not None:
@@ -253,13 +258,18 @@ class FakeHypervisor:
             raise HypervisorError(str(error), hopeless=True) from error
         self.creates += 1
         if found.uuid in self.refuse or self.refuses_all:
+            self.refused.setdefault(found.uuid, self.fabric.clock())
+            if self.unsupported:
+                self.refused[found.uuid] = float("-inf")
             raise HypervisorError(self.refuse.get(found.uuid, self.refuses_all), permanent=self.unsupported)
         if self.fabric.locked.get(found.uuid, 0.0) > self.fabric.clock():
+            self.refused.setdefault(found.uuid, self.fabric.clock())
             raise HypervisorError('Failed to get "write" lock. Is another process using the image?')
         if found.uuid in self.copies or any(copy.name == found.name for copy in self.copies.values()):
             raise HypervisorError(f"domain '{found.name}' already exists")
         self.fabric.lives += 1
         self.endings.pop(found.uuid, None)
+        self.refused.pop(found.uuid, None)
         self.copies[found.uuid] = Copy(found.name, found.memory_mib, Status.RUNNING, self.fabric.lives, self.fabric.clock())
         self.fabric.say(self.name, found.uuid, f"starts life {self.fabric.lives}")
         self._nudge(found.uuid)

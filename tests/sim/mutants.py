@@ -280,11 +280,13 @@ def crashed_goes_at_once() -> Any:
     return _planned(lambda s, step: replace(step, verb=Verb.DESTROY, changes=s.gate) if step.row == 36 else step)
 
 
+OF_STARTS: tuple[Mutation, ...] = (
+    three_refusals_are_final, refusals_are_never_final, unsupported_is_tried_again, never_sent_on, sent_on_from_its_home, nothing_is_avoided,
+    recovery_avoids_nothing, never_forgotten, asked_once, every_end_is_a_crash, crashed_goes_at_once)
+"""Those that the stories of `directed_starts` are about: tried on them first."""
 MUTANTS: tuple[Mutation, ...] = (
     no_mine, no_claim_version, no_gate, no_keepalive_in_commit, early_death, no_read_back, one_reading, no_identity, no_query,
     no_surrender, no_surrender_when_cut_off, doubt_ends_with_the_process, inheritance_counts_anew,
     no_later_life, no_rollback, no_doubt, no_adoption, cold_rehoming,
     no_objection, no_exit,
-    no_brake, no_freshness, no_resumption, flushed_too_early,
-    three_refusals_are_final, refusals_are_never_final, unsupported_is_tried_again, never_sent_on, sent_on_from_its_home, nothing_is_avoided,
-    recovery_avoids_nothing, never_forgotten, asked_once, every_end_is_a_crash, crashed_goes_at_once)
+    no_brake, no_freshness, no_resumption, flushed_too_early, *OF_STARTS)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from . import onward
 from .attempts import AttemptLog
-from .cluster import definition, schema
+from .cluster import avoid, definition, schema
 from .cluster.claims import Actor
 from .cluster.errors import BadDefinition, Conflict, HypervisorError, HypervisorUnknown, OutcomeUnknown, Unreachable
 from .cluster.placement import unfit
@@ -19,7 +20,7 @@ from .cluster.records import Check, Claim, ClaimRecord, DomainRecord, View
 from .cluster.schema import DomainState, VMState
 from .departure import Phase, plan_alone
 from .environment import Environment
-from .local import COPY, Local, Status
+from .local import COPY, Ending, Local, Status
 from .planner import plan_domain
 from .situation import Level, Situation, Step, Timers, Verb
 
@@ -47,8 +48,12 @@ class VMInstance:
         self._moved: tuple[int, float] | None = None
         self._unclaimed_since: float | None = None
         self._shutdown_since: float | None = None
+        self._asked_at: float | None = None
+        self._crashed_since: float | None = None
         self._resumed_at: float | None = None
         self._first = True
+        self._slow = False
+        """its visits are in the slow lane"""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -59,6 +64,13 @@ class VMInstance:
         """This node holds the claim, as last read."""
         return isinstance(self.claim.value, Claim) and self.claim.value.node == self._env.node
 
+    @property
+    def settled(self) -> bool:
+        """It was looked at, and what runs of it here is claimed by somebody, or none of PVC's business."""
+        if self.local.status is Status.UNKNOWN:
+            return False
+        return self.local.status is Status.ABSENT or self.claim.value is not None or not self.known
+
     def reconcile(self) -> float | None:
         """One visit: at most one effect. Returns when to look again, in seconds."""
         if self._env.alone:
@@ -67,9 +79,14 @@ class VMInstance:
         if actor is None:
             return None
         try:
-            step = plan_domain(self._situation(actor))
+            situation = self._situation(actor)
         except (Unreachable, OutcomeUnknown):
             return 1.0  # nothing is touched; `doubt` watches over what a migration has left paused
+        if situation.local.slow is not self._slow:
+            self._mark_slow(situation.local.slow)
+            if self._slow:
+                return SOON_S  # acts in the slow lane: what it asks of this guest may hang as well
+        step = plan_domain(situation)
         self.outside = step.row == 44 or (step.row == 16 and not self.known and self.local.status is not Status.ABSENT)
         new = self._tell(step)
         try:
@@ -109,7 +126,17 @@ class VMInstance:
         self._observe(actor, record, claim, local, now)
         s = Situation(actor, record, claim, local, env.view(), self._timers(now), self._attempts.now(now),
                       op_id=env.new_id(), stopping=env.stopping, closing=env.phase in (Phase.CLOSE, Phase.END))
-        return replace(s, unfit=self._why_unfit(s)) if self._asked_to_receive(s) else s
+        if self._asked_to_receive(s):
+            return replace(s, unfit=self._why_unfit(s))
+        if local.status is Status.ABSENT and s.state is VMState.START and s.homed_here and (s.attempts.try_elsewhere or s.attempts.exhausted):
+            return replace(s, onward=onward.look(env.store, s.view, record, actor.node))
+        return replace(s, preserved=self._preserved()) if local.status is Status.CRASHED else s
+
+    def _preserved(self) -> bool:
+        try:
+            return definition.parse(self._env.store.xml(self.uuid).data).on_crash == "preserve"
+        except BadDefinition:
+            return False
 
     def _observe(self, actor: Actor, record: DomainRecord, claim: ClaimRecord, local: Local, now: float) -> None:
         """Keep what the planner's timers and counters need: since when things are as they are."""
@@ -123,10 +150,12 @@ class VMInstance:
         if local.status is not Status.UNKNOWN:
             present = local.status in COPY
             if wanted and self._ran and not present:
-                self._attempts.death(now)
+                (self._attempts.quit if local.ending is Ending.GUEST else self._attempts.death)(now)
             self._ran = present and wanted
             self._attempts.seen(local.status is not Status.ABSENT, now)
-        if record.state not in (VMState.START, VMState.MIGRATE):
+        else:
+            self._attempts.unseen()
+        if record.state not in (VMState.START, VMState.MIGRATE) or record.hypervisor != actor.node:
             self._attempts.clear()
         if local.status is not Status.MIGRATING:
             self._migrating_since = None
@@ -143,7 +172,11 @@ class VMInstance:
             self._moved = (local.moved, now)
         ending = record.state in (VMState.RESTART, VMState.SHUTDOWN) or self._env.phase is Phase.CLOSE
         if local.status not in COPY or not ending:
-            self._shutdown_since = None
+            self._shutdown_since = self._asked_at = None
+        if local.status is not Status.CRASHED:
+            self._crashed_since = None
+        elif self._crashed_since is None:
+            self._crashed_since = now
         if local.status is not Status.IO_ERROR:
             self._resumed_at = None
         if op is None or op.dest != actor.node:
@@ -164,7 +197,8 @@ class VMInstance:
             return None if at is None else now - at
         return Timers(self._env.tick_s, self._env.shutdown_timeout_s, since(self._migrating_since),
                       since(self._ordered[2] if self._ordered else None), since(self._moved[1] if self._moved else None),
-                      since(self._unclaimed_since), since(self._shutdown_since), since(self._resumed_at))
+                      since(self._unclaimed_since), since(self._shutdown_since), since(self._resumed_at),
+                      since(self._asked_at), since(self._crashed_since))
 
     def _asked_to_receive(self, s: Situation) -> bool:
         claim = s.claim.value
@@ -188,11 +222,12 @@ class VMInstance:
             return f"libvirt: {error}"
         if any(guest.name == found.name and guest.uuid != self.uuid for guest in guests):
             return f"another VM of the name {found.name} runs here"
-        free = s.view.nodes[s.me.node].memfree_mib
+        own, pages = s.view.nodes[s.me.node], found.memory_mib.pages
+        free = own.hugepages_mib.get(pages, 0) if pages else own.memfree_mib
         if not isinstance(free, int):
             return "free memory unknown"
         if not self._env.arrivals.promise(self.uuid, found.memory_mib, free):
-            return f"needs {found.memory_mib} MiB of the {free} MiB free here"
+            return f"needs {found.memory_mib} MiB of the {free} MiB free here{' in huge pages' if pages else ''}"
         return None
 
     def _comes_home(self, view: View) -> bool:
@@ -223,7 +258,6 @@ class VMInstance:
             self._effect(step.verb)
         except (HypervisorError, HypervisorUnknown) as error:
             return self._failed(step, error)
-        self._env.mark_slow(self.key, False)
         return SOON_S if step.again_s is None else step.again_s
 
     def _keep_reason(self, step: Step) -> None:
@@ -239,7 +273,7 @@ class VMInstance:
     def _effect(self, verb: Verb) -> None:
         hypervisor, now = self._env.hypervisor, self._env.clock()
         if verb is Verb.SHUT_DOWN:
-            self._shutdown_since = now
+            self._shutdown_since, self._asked_at = now if self._shutdown_since is None else self._shutdown_since, now
             hypervisor.shut_down(self.uuid)
         elif verb is Verb.DESTROY:
             hypervisor.destroy(self.uuid)
@@ -260,29 +294,43 @@ class VMInstance:
             if found.uuid != self.uuid:
                 raise BadDefinition(f"The definition is of another VM ({found.uuid}).")
         except BadDefinition as error:
-            self._attempts.error(self._env.clock(), f"bad definition: {error}", permanent=True)
+            self._attempts.error(self._env.clock(), f"bad definition: {error}", permanent=True, hopeless=True)
             return SOON_S
         assert raw is not None
         self._env.store.apply(step.changes)
         try:
             self._env.hypervisor.create(raw.decode("utf-8"))
         except HypervisorError as error:
-            self._attempts.error(self._env.clock(), str(error), error.permanent)
+            self._attempts.error(self._env.clock(), str(error), error.permanent, error.hopeless)
             self._env.say(Level.WARNING, f"{self.uuid}: not started: {error}")
+            self._env.store.write_meta(self.uuid, {"reason": f"not started: {error}", "at": self._env.utc()})
             return SOON_S
         except HypervisorUnknown as error:
             self._attempts.unanswered(self._env.clock())
             return self._failed(step, error)
+        self._forget_avoided()
         self._env.note(self.uuid, "started", f"wanted on {self._env.node}")
         return SOON_S
+
+    def _forget_avoided(self) -> None:
+        """It runs: where it could not be started before counts no more. A note that stays is only a preference."""
+        try:
+            avoided = self._env.store.avoided([self.uuid])[self.uuid]
+            self._env.store.apply(avoid.forgotten(self.uuid, avoided))
+        except (Conflict, Unreachable, OutcomeUnknown):
+            return
 
     def _failed(self, step: Step, error: HypervisorError | HypervisorUnknown) -> float:
         """An effect did not come about, or nobody knows: say so, look again later; the next visit decides afresh."""
         if isinstance(error, HypervisorUnknown):
-            self._env.mark_slow(self.key, error.slow)
+            self._mark_slow(error.slow)
         self._env.say(Level.WARNING, f"{self.uuid}: {step.verb.value}: {error}")
         self._env.store.write_meta(self.uuid, {"reason": f"{step.verb.value}: {error}", "at": self._env.utc()})
         return ERROR_PAUSE_S
+
+    def _mark_slow(self, slow: bool) -> None:
+        self._slow = slow
+        self._env.mark_slow(self.key, slow)
 
     def _tell(self, step: Step) -> bool:
         """One line per change: a reason that stays the same is not repeated. True if the step is not the last visit's."""

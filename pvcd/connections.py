@@ -21,13 +21,18 @@ from .cluster.schema import printable
 RECONNECT_S = (0.1, 0.5, 1.0, 2.0)
 
 
+def _deaf(_uuid: str | None, _event: int, _detail: int) -> None:
+    """Nobody wants to know what the events say."""
+
+
 class Connections:
     """`size` connections to lend, and one that only listens. `notify(uuid)` on each lifecycle event, `notify(None)` when connections
-    were lost and are back: look at everything. It is called on this object's threads and must only enqueue.
+    were lost and are back: look at everything. `heard(uuid, event, detail)` comes right before it and says what the event was (None, 0, 0:
+    events may have been lost). Both are called on this object's threads and must not wait.
     """
 
-    def __init__(self, uri: str, size: int, notify: Callable[[str | None], None]) -> None:
-        self.uri, self._size, self._notify = uri, size, notify
+    def __init__(self, uri: str, size: int, notify: Callable[[str | None], None], heard: Callable[[str | None, int, int], None] = _deaf) -> None:
+        self.uri, self._size, self._notify, self._heard = uri, size, notify, heard
         self._lock = threading.Lock()
         self._open: dict[int, Any] = {}
         self._free: list[int] = []
@@ -90,6 +95,7 @@ class Connections:
                 continue
             failures = 0
             self._complete.set()
+            self._heard(None, 0, 0)
             self._notify(None)
 
     def _add(self) -> None:
@@ -123,5 +129,6 @@ class Connections:
         self._error = "connection to libvirtd lost"
         self._broken.set()
 
-    def _event(self, _connection: Any, domain: Any, _event: int, _detail: int, _opaque: Any) -> None:
+    def _event(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: Any) -> None:
+        self._heard(domain.UUIDString(), event, detail)
         self._notify(domain.UUIDString())

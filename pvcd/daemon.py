@@ -52,14 +52,24 @@ from .view import ViewCache
 CONFIGURATION_ERROR, MAY_COME_LATER = 78, 1
 PREFLIGHT_S = 15.0
 RESYNC_S = 60.0
+ADOPT_S = 20.0
+"""With all other waits of the start well below TimeoutStartSec=120 of the unit."""
 ARRIVALS_S = 30.0
 COLLECT_PAUSE_S = 0.2
 EXTEND_S = 30.0
+LAST_WORDS_S = 2.0
 STATE_DIRECTORY = "/var/lib/pvc"
 
 
 def main() -> int:
     """Run until a signal or until this process must not go on; the exit status for systemd."""
+    try:
+        return _main()
+    finally:
+        ansiiprint.flush(LAST_WORDS_S)
+
+
+def _main() -> int:
     path = os.environ.get("PVCD_CONFIG_FILE")
     if not path:
         _say(Level.CRITICAL, "PVCD_CONFIG_FILE is not set; it names the configuration file: PVCD_CONFIG_FILE=/etc/pvc/pvcd.conf")
@@ -77,6 +87,7 @@ def main() -> int:
         return daemon.serve()
     except (PVCError, Refused) as error:
         _say(Level.CRITICAL, str(error))
+        daemon.reconciler.stop(0.0)
         daemon.outlast_doubt()
         return MAY_COME_LATER
     finally:
@@ -145,6 +156,8 @@ class Daemon:
         self.doubt = Doubt(self.hypervisor, config.keepalive_interval, _say)
         self.drift = DriftWatch(self.store, self.hypervisor.live_definition, self.clock, _say)
         self._last_resync = 0.0
+        self._unseen: set[str] | None = set()
+        """VMs that run here and that this process has not yet looked at; None: `protocol` is published"""
         self._libvirt_trouble = ""
         self._last_acknowledged: float | None = None
 
@@ -168,7 +181,7 @@ class Daemon:
         self.cache.refresh()
         self.instances.start()
         self._adopt()
-        self.store.apply((self._mine(), Write(schema.node_key(self.node, "protocol"), str(schema.PROTOCOL_VERSION).encode(), ANY)))
+        self._publish_protocol()
         self.keepalive.daemonstate = DaemonState.RUN
         self._write_state(DaemonState.RUN)
         self.cache.refresh()
@@ -221,11 +234,26 @@ class Daemon:
         return start
 
     def _adopt(self) -> None:
-        """Look once at every VM that runs here, so that what runs is claimed before anybody takes `run` as an answer."""
+        """Look once at every VM that runs here, so that what runs is claimed before anybody takes `run` as an answer. On the workers, and
+        not for ever: a guest that hangs keeps no node from its start. What is left is looked at later.
+        """
         for name in (NODES, VIEW, ("domains", "")):
             self.instances.visit(name)
-        for found in adoptable(self.store, self.hypervisor):
-            self.instances.visit(("domain", found))
+        here = adoptable(self.store, self.hypervisor)
+        self._unseen = {name for _, name in self.reconciler.first([("domain", found) for found in here], ADOPT_S)}
+        if self._unseen:
+            _say(Level.WARNING, f"{len(self._unseen)} of {len(here)} VMs that run here do not answer within {ADOPT_S:.0f} s: "
+                 f"{', '.join(sorted(self._unseen))}. They are looked at again; the start goes on without them")
+
+    def _publish_protocol(self) -> None:
+        """From now on the others start VMs that are wanted there. Not while something may run here that nobody has claimed."""
+        if self._unseen is None:
+            return
+        vms = self.instances.domains
+        self._unseen = {found for found in self._unseen if found in vms and not vms[found].settled}
+        if not self._unseen:
+            self.store.apply((self._mine(), Write(schema.node_key(self.node, "protocol"), str(schema.PROTOCOL_VERSION).encode(), ANY)))
+            self._unseen = None
 
     def _mine(self) -> Check:
         actor = self.standing.actor()
@@ -252,10 +280,12 @@ class Daemon:
     def _look_around(self) -> None:
         if self.flags.exit_reason:
             _say(Level.CRITICAL, f"ends at once: {self.flags.exit_reason}")
+            ansiiprint.flush(0.1)
             os._exit(MAY_COME_LATER)  # no draining: no stale worker may act any more; systemd starts us again
         wrong = self.supervisor.look()
         if wrong:
             _say(Level.CRITICAL, f"ends: {wrong}")
+            ansiiprint.flush(0.1)
             os._exit(MAY_COME_LATER)
 
     def _leave(self) -> None:
@@ -355,6 +385,7 @@ class Daemon:
         """
         while not self.flags.stop.wait(min(1.0, self.config.keepalive_interval / 4)):
             self.supervisor.beat("timer")
+            self.reconciler.relieve()
             self.zk.ensure_alive()
             self._refuse_older()
             now = self.clock()
@@ -362,7 +393,14 @@ class Daemon:
                 self._last_resync = now
                 self.instances.resync()
                 zxid.keep(Path(STATE_DIRECTORY), self._zxids.seen)
+            self._look_at_the_unseen()
             self._observe_peers()
+
+    def _look_at_the_unseen(self) -> None:
+        try:
+            self._publish_protocol()
+        except PVCError:
+            return  # tried again with the next second
 
     def _refuse_older(self) -> None:
         """A new session may begin at a server that is behind by a moment, so the leader is asked. The next start says what to do."""

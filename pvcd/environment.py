@@ -14,6 +14,7 @@ from typing import Protocol
 
 from .cluster.claims import Actor
 from .cluster.history import Entry, record
+from .cluster.placement import pages_of
 from .cluster.records import View
 from .cluster.store import Store
 from .departure import Phase
@@ -39,7 +40,7 @@ class Arrivals:
     def promise(self, uuid: str, memory_mib: int, free_mib: int) -> bool:
         """Set `memory_mib` aside for `uuid` if it fits into what is free and not promised yet."""
         with self._lock:
-            others = sum(size for key, size in self._promised.items() if key != uuid)
+            others = sum(size for key, size in self._promised.items() if key != uuid and pages_of(size) == pages_of(memory_mib))
             if memory_mib > free_mib - others:
                 return False
             self._promised[uuid] = memory_mib

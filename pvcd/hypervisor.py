@@ -5,6 +5,10 @@ imports libvirt.
 
 `migration_workers` threads sit in migration calls for minutes; everything else runs on the caller's thread, each call on a
 connection of its own (`connections` says why). A stopped libvirtd errors after 6 s instead of never.
+
+A QEMU that hangs is another matter. What libvirt answers from its own memory (lookup, isActive, state, controlInfo, the inventory of states)
+takes 1 ms whatever the guest does. What asks the guest's monitor (balloon, ACPI, resume) hangs as long as QEMU does for the first
+caller, and for 30 s for each one after it, jobInfo among them. So looks ask the monitor only while a migration runs.
 """
 from __future__ import annotations
 
@@ -19,13 +23,18 @@ import libvirt
 from .cluster.errors import HypervisorError, HypervisorUnknown
 from .cluster.schema import printable
 from .connections import Connections
-from .local import Call, CallState, Guest, Local, Status
+from .local import Call, CallState, Ending, Guest, Local, Status
 
 LOCAL_URI = "qemu+tcp://127.0.0.1:16509/system"
 PEER_URI = "qemu+tcp://{}/system"
-CALLERS = 11
-"""Threads that ask libvirt at once, besides the migrations: the reconcile workers, the collector, the watch over doubts, the one over
-differences, the main one."""
+CALLERS = 24
+"""Threads that ask libvirt at once, besides the migrations: the reconcile workers and their spares, the collector, the watches over
+doubts and over differences, the main one, and those that wait for a guest to take a request."""
+HUNG_MS = 2000
+"""A monitor that has not answered its caller for so long counts as hung."""
+ASK_S, ASKED_AT_ONCE = 2.0, 4
+"""So long a visit waits for a guest's monitor to take a request to power off, and so many that hang are left waiting (each takes one of libvirtd's
+20 workers)."""
 
 T = TypeVar("T")
 
@@ -41,8 +50,11 @@ _STATES = {
     libvirt.VIR_DOMAIN_SHUTDOWN: Status.RUNNING, libvirt.VIR_DOMAIN_PMSUSPENDED: Status.PAUSED,
     libvirt.VIR_DOMAIN_SHUTOFF: Status.ABSENT, libvirt.VIR_DOMAIN_CRASHED: Status.CRASHED,
 }
-_PERMANENT = {libvirt.VIR_ERR_XML_ERROR, libvirt.VIR_ERR_XML_DETAIL, libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_OS_TYPE,
-              libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG}
+_HOPELESS = {libvirt.VIR_ERR_XML_ERROR, libvirt.VIR_ERR_XML_DETAIL}
+_PERMANENT = {libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_OS_TYPE, libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG}
+_ENDINGS = {libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: Ending.DESTROYED, libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: Ending.CRASHED,
+            libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: Ending.CRASHED}
+_NO_JOB = [libvirt.VIR_DOMAIN_JOB_NONE] + [0] * 6
 _UNANSWERED = {libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_NO_CONNECT}
 _TRANSPORT = {libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE}
 _FLAGS = (libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
@@ -63,7 +75,7 @@ def translated(error: libvirt.libvirtError) -> HypervisorError | HypervisorUnkno
         return HypervisorUnknown(text, slow=True)
     if code in _UNANSWERED or error.get_error_domain() in _TRANSPORT:
         return HypervisorUnknown(text)
-    return HypervisorError(text, permanent=code in _PERMANENT)
+    return HypervisorError(text, permanent=code in _PERMANENT, hopeless=code in _HOPELESS)
 
 
 class LibvirtHypervisor:
@@ -74,10 +86,12 @@ class LibvirtHypervisor:
     def __init__(self, notify: Callable[[str | None], None], migration_workers: int = 4, migrate_unsafe: bool = False,
                  uri: str = LOCAL_URI, migration_bandwidth_mib: int = 0) -> None:
         self.uri, self._notify, self._bandwidth_mib = uri, notify, migration_bandwidth_mib
-        self._connections = Connections(uri, migration_workers + CALLERS, notify)
+        self._connections = Connections(uri, migration_workers + CALLERS, notify, self._heard)
         self._flags = _FLAGS | (libvirt.VIR_MIGRATE_UNSAFE if migrate_unsafe else 0)
         self._lock = threading.Lock()
         self._calls: dict[str, Call] = {}
+        self._endings: dict[str, Ending] = {}
+        self._asking: set[str] = set()
         self._jobs: queue.SimpleQueue[tuple[str, str, str] | None] = queue.SimpleQueue()
         self._workers = [threading.Thread(target=self._migrate, name=f"migration-{number}", daemon=True) for number in range(migration_workers)]
 
@@ -127,47 +141,79 @@ class LibvirtHypervisor:
     def look(self, uuid: str) -> Local:
         """See `local.Hypervisor`. Never raises."""
         with self._lock:
-            call = self._calls.get(uuid)
+            call, ending = self._calls.get(uuid), self._endings.get(uuid, Ending.UNKNOWN)
         try:
             seen = self._do(uuid, self._seen)
-        except (HypervisorError, HypervisorUnknown) as error:
+        except HypervisorUnknown as error:
+            return Local(Status.UNKNOWN, call=call, detail=str(error), slow=error.slow)
+        except HypervisorError as error:
             return Local(Status.UNKNOWN, call=call, detail=str(error))
         if seen is None:
-            return Local(Status.ABSENT, call=call)
+            return Local(Status.ABSENT, call=call, ending=ending)
         return replace(seen, call=call)
 
-    @staticmethod
-    def _seen(domain: Any) -> Local:
+    @classmethod
+    def _seen(cls, domain: Any) -> Local:
         state, reason = domain.state()
         status = status_of(state, reason)
+        busy_ms = cls._busy_ms(domain)
+        job = _NO_JOB if busy_ms is not None else cls._job(domain)
+        active = job[0] in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED)
+        moved, size = (job[4], job[6]) if active else (0, 0)  # dataProcessed, memTotal
+        slow = busy_ms is not None and busy_ms >= HUNG_MS
+        return Local(status, active, None, "" if status is not Status.UNKNOWN else "no state", moved, size, bool(domain.isPersistent()), slow)
+
+    @staticmethod
+    def _busy_ms(domain: Any) -> int | None:
+        """How long somebody has waited for this guest's monitor outside of any migration, in ms; None if nobody does. Never blocks."""
         try:
-            job = domain.jobInfo()
+            state, _details, since_ms = domain.controlInfo()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+                return None  # libvirt's test driver
+            raise
+        return int(since_ms) if state == libvirt.VIR_DOMAIN_CONTROL_OCCUPIED else None
+
+    @staticmethod
+    def _job(domain: Any) -> Any:
+        try:
+            return domain.jobInfo()
         except libvirt.libvirtError as error:
             # A destination has the job, and only the source has its statistics; libvirt's test driver has no jobs.
             kinds = {libvirt.VIR_ERR_OPERATION_UNSUPPORTED: libvirt.VIR_DOMAIN_JOB_UNBOUNDED, libvirt.VIR_ERR_NO_SUPPORT: libvirt.VIR_DOMAIN_JOB_NONE}
             if error.get_error_code() not in kinds:
                 raise
-            job = [kinds[error.get_error_code()]] + [0] * 6
-        active = job[0] in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED)
-        moved, size = (job[4], job[6]) if active else (0, 0)  # dataProcessed, memTotal
-        return Local(status, active, None, "" if status is not Status.UNKNOWN else "no state", moved, size, bool(domain.isPersistent()))
+            return [kinds[error.get_error_code()]] + [0] * 6
 
     def inventory(self) -> tuple[Guest, ...]:
-        """See `local.Hypervisor`. One request; a domain whose monitor hangs does not hold it up."""
-        what = libvirt.VIR_DOMAIN_STATS_STATE | libvirt.VIR_DOMAIN_STATS_BALLOON
-        flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT
+        """See `local.Hypervisor`. One request, of states only: anything more (the balloon) would wait for a monitor that hangs, and NOWAIT
+        passes over a guest only when somebody waits for it already.
+        """
+        flags = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
         try:
             with self._connections.lend() as connection:
-                rows = connection.getAllDomainStats(what, 0 if self.uri.startswith("test:") else flags)
+                rows = connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0 if self.uri.startswith("test:") else flags)
         except libvirt.libvirtError as error:
             raise translated(error) from error
-        return tuple(Guest(domain.UUIDString(), domain.name(), status_of(stats.get("state.state", 0), stats.get("state.reason", 0)),
-                           stats.get("balloon.current", 0) // 1024)
+        return tuple(Guest(domain.UUIDString(), domain.name(), status_of(stats.get("state.state", 0), stats.get("state.reason", 0)))
                      for domain, stats in rows if stats.get("state.state") != libvirt.VIR_DOMAIN_SHUTOFF)
 
     def live_definition(self, uuid: str) -> str | None:
         """The domain as it runs now, None if it does not. May wait as long as its guest's monitor hangs: only for a thread that may, too."""
         return self._do(uuid, lambda domain: str(domain.XMLDesc(0)))
+
+    def _heard(self, uuid: str | None, event: int, detail: int) -> None:
+        """A lifecycle event, on libvirt's thread; None: connections were lost, and events with them."""
+        with self._lock:
+            if uuid is None:
+                self._endings.clear()
+            elif event == libvirt.VIR_DOMAIN_EVENT_STARTED:
+                self._endings.pop(uuid, None)
+            elif event == libvirt.VIR_DOMAIN_EVENT_SHUTDOWN:  # comes before STOPPED; SIGTERM to QEMU says HOST
+                guest = detail == libvirt.VIR_DOMAIN_EVENT_SHUTDOWN_GUEST
+                self._endings[uuid] = Ending.GUEST if guest else Ending.UNKNOWN
+            elif event == libvirt.VIR_DOMAIN_EVENT_STOPPED and detail in _ENDINGS:
+                self._endings[uuid] = _ENDINGS[detail]
 
     def in_doubt(self) -> tuple[str, ...]:
         """See `local.Hypervisor`."""
@@ -195,8 +241,28 @@ class LibvirtHypervisor:
             raise translated(error) from error
 
     def shut_down(self, uuid: str) -> None:
-        """See `local.Hypervisor`."""
-        self._do(uuid, lambda domain: domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN))
+        """See `local.Hypervisor`. On a thread of its own: a guest that hangs would keep its visit from ever reaching the deadline."""
+        with self._lock:
+            if uuid in self._asking:
+                return  # the last request still waits for the monitor, and is as good as another
+            if len(self._asking) >= ASKED_AT_ONCE:
+                raise HypervisorUnknown(f"{ASKED_AT_ONCE} guests do not take a request", slow=True)
+            self._asking.add(uuid)
+        failed: list[HypervisorError | HypervisorUnknown] = []
+        thread = threading.Thread(target=self._ask_to_power_off, args=(uuid, failed), name=f"shutdown-{uuid[:8]}", daemon=True)
+        thread.start()
+        thread.join(ASK_S)
+        if failed:
+            raise failed[0]
+
+    def _ask_to_power_off(self, uuid: str, failed: list[HypervisorError | HypervisorUnknown]) -> None:
+        try:
+            self._do(uuid, lambda domain: domain.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN))
+        except (HypervisorError, HypervisorUnknown) as error:
+            failed.append(error)
+        finally:
+            with self._lock:
+                self._asking.discard(uuid)
 
     def destroy(self, uuid: str) -> None:
         """See `local.Hypervisor`. Raises HypervisorUnknown when libvirt says done and still shows the domain."""

@@ -11,6 +11,7 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import psutil
 
@@ -26,13 +27,25 @@ Stats = Mapping[str, str]
 RETRY_S = 1.0
 
 
+def hugepages(root: Path = Path("/sys/kernel/mm/hugepages"), meminfo: Path = Path("/proc/meminfo")) -> str:
+    """Free huge pages that nobody has reserved, as the key `hugepages` holds them; '' where the kernel has none. Does not block."""
+    try:
+        own = next((line.split()[1] for line in meminfo.read_text().splitlines() if line.startswith("Hugepagesize:")), "")
+        found = {folder.name.removeprefix("hugepages-").removesuffix("kB"):
+                 int((folder / "free_hugepages").read_text()) - int((folder / "resv_hugepages").read_text())
+                 for folder in root.glob("hugepages-*kB")}
+    except (OSError, ValueError):
+        return ""
+    return " ".join(f"{size}:{max(0, free)}" for size, free in sorted(found.items(), key=lambda pair: (pair[0] != own, int(pair[0]))))
+
+
 def measure(running: Sequence[str] | None, count: int = 0) -> dict[str, str]:
     """This host's numbers as key values: memory in MiB (free = available, and used adds up to the total), the 1-minute load, and
     the domains that libvirt shows (`running`: those that PVC knows; None leaves both keys as they are). Does not block.
     """
     memory = psutil.virtual_memory()
     free, total = memory.available // 2**20, memory.total // 2**20
-    values = {"memfree": str(free), "memused": str(total - free), "cpuload": f"{os.getloadavg()[0]:.2f}"}
+    values = {"memfree": str(free), "memused": str(total - free), "cpuload": f"{os.getloadavg()[0]:.2f}", "hugepages": hugepages()}
     if running is not None:
         values |= {"runningdomains": " ".join(sorted(running)), "domainscount": str(count)}
     return values

@@ -30,6 +30,19 @@ COPY = frozenset({Status.RUNNING, Status.PAUSED, Status.IO_ERROR})
 """A whole guest that executes, or would if it were resumed."""
 
 
+class Ending(str, Enum):
+    """How a domain's QEMU ended, by libvirt's event."""
+
+    UNKNOWN = "unknown"
+    """not heard: it ended before this process listened, or the event was lost"""
+    GUEST = "guest"
+    """the guest powered off, or rebooted with on_reboot=destroy"""
+    DESTROYED = "destroyed"
+    """somebody switched it off through libvirt"""
+    CRASHED = "crashed"
+    """the guest crashed, or its QEMU ended without a word"""
+
+
 class CallState(str, Enum):
     """How a migration call that this process started stands."""
 
@@ -50,7 +63,8 @@ class Call:
 @dataclass(frozen=True)
 class Local:
     """One domain on this host. `job`: libvirt has a job active on it; `detail`: why unknown; `moved`: bytes that the job has moved, of a
-    guest of `size` bytes, 0 if that is not known."""
+    guest of `size` bytes, 0 if that is not known; `slow`: its monitor does not answer, and calls that need it hang; `ending`: of an absent
+    domain, how its last QEMU here ended, as far as this process has heard."""
 
     status: Status
     job: bool = False
@@ -60,6 +74,8 @@ class Local:
     size: int = 0
     persistent: bool = False
     """libvirt itself keeps its definition: PVC has not started it"""
+    slow: bool = False
+    ending: Ending = Ending.UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -69,17 +85,18 @@ class Guest:
     uuid: str
     name: str
     status: Status
-    memory_mib: int
 
 
 class Hypervisor(Protocol):
     """Verbs on local domains. Each raises HypervisorError (a definite no) or HypervisorUnknown, unless it says otherwise."""
 
     def look(self, uuid: str) -> Local:
-        """Never raises: what cannot be known is Status.UNKNOWN with its detail."""
+        """Never raises: what cannot be known is Status.UNKNOWN with its detail. Asks no guest's monitor, unless a migration job is active:
+        a monitor that hangs then costs this call 30 s, and the answer says `slow`.
+        """
 
     def inventory(self) -> tuple[Guest, ...]:
-        """Every active domain of this host, PVC's or not."""
+        """Every active domain of this host, PVC's or not. Asks no guest's monitor: one that hangs does not hold it up."""
 
     def in_doubt(self) -> tuple[str, ...]:
         """UUIDs of the domains that are paused as the source of a migration. Domains that libvirt itself keeps are not PVC's."""
@@ -88,7 +105,7 @@ class Hypervisor(Protocol):
         """Start a transient domain; returns when its guest runs."""
 
     def shut_down(self, uuid: str) -> None:
-        """Ask the guest to power off (ACPI); returns at once. An absent domain is no error."""
+        """Ask the guest to power off (ACPI); returns within 2 s, also when its monitor hangs. An absent domain is no error."""
 
     def destroy(self, uuid: str) -> None:
         """End the domain's QEMU and return only when it is gone. An absent domain is no error."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import Enum
 
-from .cluster import claims
+from .cluster import avoid, claims
 from .cluster.placement import WANTED
 from .cluster.records import Change, Claim, View
 from .cluster.schema import DomainState, OpPhase, Unknown, VMState
@@ -26,6 +26,9 @@ RESTART_S = 10.0
 FLUSH_PATIENCE_S = 10.0
 """A flush sends a VM that waits for its start elsewhere; one that fits nowhere else is started here after this long."""
 RESUME_EVERY_S = 30.0
+ASK_EVERY_S = 10.0
+DUMP_S = 600.0
+"""A dump of a crashed guest that takes longer hangs."""
 
 
 def plan_domain(s: Situation) -> Step:
@@ -153,7 +156,7 @@ def _speaks(view: View, name: str) -> bool:
 def _held_present(s: Situation) -> Step:
     status = s.local.status
     if status is Status.CRASHED:
-        return Step(36, "crashed: what is left of it goes", Verb.DESTROY, s.gate, Level.WARNING)
+        return _crashed(s)
     if status is Status.MIGRATING:
         return Step(41, "paused by a migration that is over: it goes on", Verb.RESUME, s.gate, Level.WARNING)
     if s.state in (VMState.STOP, VMState.DELETE):
@@ -177,6 +180,20 @@ def _held_present(s: Situation) -> Step:
     if status is Status.PAUSED:
         return Step(34, "paused by somebody: left as it is", level=Level.WARNING)
     return Step(28, "runs", level=Level.QUIET)
+
+
+def _crashed(s: Situation) -> Step:
+    """What libvirt was told to do with a crashed guest (`on_crash`) comes first: a dump is waited for, and what is to be preserved stays."""
+    if s.local.job and (s.timers.crashed_s or 0.0) < DUMP_S:
+        return Step(36, "crashed, and libvirt is busy with it (a dump): waits for its end", level=Level.WARNING, again_s=5.0)
+    if s.preserved and s.state is VMState.START and s.homed_here:
+        return Step(36, "crashed, and its definition says on_crash=preserve: left as it is, does not run. "
+                    f"When you have looked at it: pvc vm restart {_called(s)}", level=Level.CRITICAL)
+    return Step(36, "crashed: what is left of it goes", Verb.DESTROY, s.gate, Level.WARNING)
+
+
+def _called(s: Situation) -> str:
+    return s.record.name if isinstance(s.record.name, str) else s.record.uuid
 
 
 def _shown(word: object) -> str:
@@ -220,7 +237,11 @@ def _shut_down(s: Situation, why: str) -> Step:
     if elapsed >= s.timers.shutdown_timeout_s:
         return Step(32, f"has not powered off in {s.timers.shutdown_timeout_s:.0f} s: its power goes off", Verb.DESTROY,
                     s.gate, Level.WARNING)
-    return Step(32, "waits for the guest to power off", level=Level.QUIET, again_s=min(5.0, s.timers.shutdown_timeout_s - elapsed))
+    asked_s = s.timers.asked_s or 0.0
+    if asked_s >= ASK_EVERY_S:  # a guest that was booting has not heard the first
+        return Step(32, "has not powered off yet: asked again", Verb.SHUT_DOWN, s.gate, Level.QUIET, again_s=1.0)
+    return Step(32, "waits for the guest to power off", level=Level.QUIET,
+                again_s=min(5.0, ASK_EVERY_S - asked_s, s.timers.shutdown_timeout_s - elapsed))
 
 
 def _io_error(s: Situation) -> Step:
@@ -251,9 +272,16 @@ def _held_absent(s: Situation) -> Step:
 
 
 def _start(s: Situation) -> Step:
-    if s.attempts.exhausted:
-        return Step(37, f"failed: {s.attempts.reason}", changes=claims.free(s.me, s.record, s.claim, VMState.FAILED),
-                    level=Level.CRITICAL, failed=s.attempts.reason)
-    if s.attempts.wait_s > 0:
-        return Step(37, "waits before the next start", level=Level.QUIET, again_s=s.attempts.wait_s)
+    tried = s.attempts
+    if tried.try_elsewhere and s.onward.target is not None:
+        note = avoid.noted(s.record.uuid, s.onward.avoided, s.me.node, tried.reason)
+        return Step(37, f"cannot be started on {s.me.node} ({tried.reason}): {s.onward.target} tries ({s.onward.reason})",
+                    changes=claims.send_on(s.me, s.record, s.claim, s.onward.target, note), level=Level.WARNING)
+    if tried.exhausted:
+        before = s.onward.avoided.told
+        reason = tried.reason + (f"; tried before: {before}" if before else "")
+        changes = (*claims.free(s.me, s.record, s.claim, VMState.FAILED), *avoid.forgotten(s.record.uuid, s.onward.avoided))
+        return Step(37, f"failed: {reason}", changes=changes, level=Level.CRITICAL, failed=reason)
+    if tried.wait_s > 0:
+        return Step(37, "waits before the next start", level=Level.QUIET, again_s=tried.decides_s)
     return Step(37, "started", Verb.CREATE, s.gate)

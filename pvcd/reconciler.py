@@ -4,8 +4,9 @@
 
 A keyed, coalescing queue: a key that is added again while it waits is there once; added while it runs, it runs again
 afterwards. Any thread may add. Visits run on the reconcile workers; a key whose last visit hung on its own (`mark_slow`)
-moves to a lane with one worker, so that hung domains cannot take them all. With `workers=0` nothing runs by itself and
-`run_due` runs everything inline: that is how the simulator drives it.
+moves to a lane with one worker, so that hung domains cannot take them all. Whoever hangs before it is known takes a worker with it; when
+all workers of a lane hang, `relieve` lets a spare thread do what waits. With `workers=0` nothing runs by itself and `run_due` runs
+everything inline: that is how the simulator drives it.
 """
 from __future__ import annotations
 
@@ -13,12 +14,16 @@ import heapq
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 Key = tuple[str, str]
 Visit = Callable[[Key], float | None]
 
 RETRY_FIRST_S, RETRY_MOST_S = 1.0, 60.0
+HANGS_S = 5.0
+"""A visit that takes longer hangs, or starts a big guest: either way others must not wait for it."""
+MOST_SPARES = 8
+"""Spare threads at once. Each visit that hangs also takes one of libvirtd's 20 workers."""
 
 
 class Reconciler:
@@ -33,21 +38,64 @@ class Reconciler:
         self._quick: deque[Key] = deque()
         self._slow: deque[Key] = deque()
         self._waiting: set[Key] = set()
-        self._running: set[Key] = set()
+        self._running: dict[Key, tuple[float, bool]] = {}
+        """what is being visited: since when, and whether in the slow lane"""
         self._again: set[Key] = set()
         self._slow_keys: set[Key] = set()
         self._delayed: list[tuple[float, Key]] = []
         self._due: dict[Key, float] = {}
         self._failures: dict[Key, int] = {}
-        self._stopping = False
+        self._stopping, self._workers = False, workers
+        self._spares: dict[threading.Thread, bool] = {}
+        """spare threads, and whether they serve the slow lane"""
+        self._only: set[Key] | None = None
+        self._held: dict[Key, None] = {}
+        """what waits until `first` is over, in order"""
         self.threads = [threading.Thread(target=self._work, args=(self._quick,), name=f"reconcile-{n}", daemon=True)
                         for n in range(workers)]
         if workers:
             self.threads.append(threading.Thread(target=self._work, args=(self._slow,), name="reconcile-slow", daemon=True))
 
     def start(self) -> None:
+        """Start the workers, unless `first` has done so."""
         for thread in self.threads:
-            thread.start()
+            if thread.ident is None:
+                thread.start()
+
+    def first(self, keys: Collection[Key], timeout_s: float) -> set[Key]:
+        """Start the workers, visit each of `keys` once and nothing else meanwhile; returns those that were not done within `timeout_s`.
+        What else was added comes after it.
+        """
+        with self._changed:
+            self._only, waiting = set(keys), [*self._quick, *self._slow]
+            self._quick.clear()
+            self._slow.clear()
+            self._waiting.clear()
+            for key in [*waiting, *keys]:
+                self._enqueue(key)
+        self.start()
+        deadline = self._clock() + timeout_s
+        with self._changed:
+            while self._only and self._clock() < deadline:
+                self._changed.wait(deadline - self._clock())
+            late, self._only = self._only, None
+            held, self._held = self._held, {}
+            for key in held:
+                self._enqueue(key)
+        return late
+
+    def relieve(self) -> None:
+        """Once a second: a lane whose threads all hang while keys wait in it gets a spare thread, until it is empty."""
+        if not self._workers:
+            return
+        with self._changed:
+            hanging = [slow for since, slow in self._running.values() if self._clock() - since >= HANGS_S]
+            for lane, slow, workers in ((self._quick, False, self._workers), (self._slow, True, 1)):
+                threads = workers + list(self._spares.values()).count(slow)
+                if lane and hanging.count(slow) >= threads and len(self._spares) < MOST_SPARES and not self._stopping:
+                    thread = threading.Thread(target=self._spare, args=(lane,), name="reconcile-spare", daemon=True)
+                    self._spares[thread] = slow
+                    thread.start()
 
     def stop(self, timeout_s: float) -> bool:
         """Let running visits end and start no more. True if all ended within `timeout_s`."""
@@ -56,7 +104,8 @@ class Reconciler:
             self._changed.notify_all()
         deadline = self._clock() + timeout_s
         for thread in self.threads:
-            thread.join(max(0.0, deadline - self._clock()))
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline - self._clock()))
         return not any(thread.is_alive() for thread in self.threads)
 
     def add(self, key: Key) -> None:
@@ -103,7 +152,9 @@ class Reconciler:
             return min(self._due.values(), default=None)
 
     def _enqueue(self, key: Key) -> None:
-        if key in self._running:
+        if self._only is not None and key not in self._only:
+            self._held[key] = None
+        elif key in self._running:
             self._again.add(key)
         elif key not in self._waiting:
             self._waiting.add(key)
@@ -124,7 +175,7 @@ class Reconciler:
             return None
         key = lane.popleft()
         self._waiting.discard(key)
-        self._running.add(key)
+        self._running[key] = (self._clock(), lane is self._slow)
         return key
 
     def _do(self, key: Key) -> None:
@@ -138,12 +189,24 @@ class Reconciler:
             again_s = min(RETRY_FIRST_S * 2**min(count, 10), RETRY_MOST_S)
             self._report(key, traceback.format_exc())
         with self._changed:
-            self._running.discard(key)
+            del self._running[key]
+            if self._only is not None:
+                self._only.discard(key)
+                self._changed.notify_all()
             if key in self._again:
                 self._again.discard(key)
                 self._enqueue(key)
         if again_s is not None:
             self.add_after(key, again_s)
+
+    def _spare(self, lane: deque[Key]) -> None:
+        while True:
+            with self._changed:
+                key = None if self._stopping else self._next(lane)
+                if key is None:
+                    del self._spares[threading.current_thread()]
+                    return
+            self._do(key)
 
     def _work(self, lane: deque[Key]) -> None:
         while True:

@@ -43,7 +43,8 @@ class Recoverer:
             return
         wanted = [uuid for uuid, found in domains.items() if uuid in affected or not _settled(found, claimed.get(uuid))]
         sizes, broken = self._definitions(wanted)
-        for step in plan_recovery(actor, view, domains, claimed, sizes, broken):
+        avoided = {uuid: found.nodes for uuid, found in self._store.avoided(affected).items()}
+        for step in plan_recovery(actor, view, domains, claimed, sizes, broken, avoided):
             self._apply(step)
         self._due = now + 1.0
 

@@ -7,12 +7,13 @@ the death; nothing is freed while a destination that lives may have the guest.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from .cluster import claims
 from .cluster.claims import Actor
-from .cluster.placement import WANTED, Planning, biggest_first, promised
+from .cluster.placement import WANTED, Placement, Planning, biggest_first, promised
 from .cluster.records import Change, Claim, ClaimRecord, DomainRecord, View
 from .cluster.schema import FencePhase, OpPhase, VMState
 from .planner import recovered_word
@@ -32,19 +33,37 @@ class Recovery:
 
 
 def plan_recovery(me: Actor, view: View, domains: Mapping[str, DomainRecord], claimed: Mapping[str, ClaimRecord],
-                  sizes: Mapping[str, int | None], broken: Mapping[str, str]) -> list[Recovery]:
-    """The next step for every VM of a dead node. `sizes`: MiB of each VM; `broken`: why its definition cannot be used."""
+                  sizes: Mapping[str, int | None], broken: Mapping[str, str],
+                  avoided: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[Recovery]:
+    """The next step for every VM of a dead node. `sizes`: MiB of each VM; `broken`: why its definition cannot be used; `avoided`: the nodes on
+    which it could not be started, taken only if there is no other.
+    """
     planning = Planning(view, promised(domains, claimed, sizes))
     found = []
     for uuid in biggest_first(set(domains) | set(claimed), sizes):
         record, claim = domains.get(uuid, DomainRecord(uuid)), claimed.get(uuid, ClaimRecord(None, -1))
         if claim.exists:
-            step = _step(me, view, record, claim, planning, sizes.get(uuid) or 0, broken.get(uuid, ""))
+            need = _Need(planning, sizes.get(uuid) or 0, frozenset(avoided.get(uuid, ())), broken.get(uuid, ""))
+            step = _step(me, view, record, claim, need)
             found += [step] if step else []
     return found
 
 
-def _step(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, planning: Planning, memory_mib: int, broken: str) -> Recovery | None:
+@dataclass(frozen=True)
+class _Need:
+    """What one VM needs of its next node."""
+
+    planning: Planning
+    memory_mib: int
+    avoided: frozenset[str]
+    broken: str
+
+    def placed(self, dead: str) -> Placement:
+        found = self.planning.choose(self.memory_mib, {dead, *self.avoided})
+        return found if found.target is not None or not self.avoided else self.planning.choose(self.memory_mib, {dead})
+
+
+def _step(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, need: _Need) -> Recovery | None:
     held = claim.value
     if held is None:
         home = record.hypervisor
@@ -52,7 +71,7 @@ def _step(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, plann
         if fence is None or fence.phase is not FencePhase.FENCED or record.state not in WANTED:
             return None
         assert isinstance(home, str)
-        return _recover(me, view, record, claim, planning, memory_mib, broken, home, claims.proof(home, view.fences[home]))
+        return _recover(me, view, record, claim, need, home, claims.proof(home, view.fences[home]))
     if not isinstance(held, Claim) or not view.is_dead(held.node, held.inc):
         return None
     op = held.op
@@ -61,11 +80,10 @@ def _step(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, plann
             return Recovery(record.uuid, held.node, (), f"waits for {op.dest} to say whether it has it", waits=True)
         changes = claims.ask(me, record.uuid, claim, claims.proof(held.node, view.fences[held.node]))
         return Recovery(record.uuid, held.node, changes, f"it was on its way to {op.dest}: has {op.dest} got it?")
-    return _recover(me, view, record, claim, planning, memory_mib, broken, held.node, claims.proofs(view, held))
+    return _recover(me, view, record, claim, need, held.node, claims.proofs(view, held))
 
 
-def _recover(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, planning: Planning, memory_mib: int, broken: str, dead: str,
-             proved: tuple[Change, ...]) -> Recovery | None:
+def _recover(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, need: _Need, dead: str, proved: tuple[Change, ...]) -> Recovery | None:
     def step(words: list[Change], reason: str, target: str | None = None, waits: bool = False, failed: str = "") -> Recovery:
         changes = claims.recover(me, record, claim, proved, words)
         return Recovery(record.uuid, dead, changes, reason, target, waits, failed)
@@ -80,9 +98,9 @@ def _recover(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, pl
         if claim.value is None or record.hypervisor == dead:
             return None  # its home is back, and takes it itself
         return step(claims.order(record, VMState.START), f"goes on to {record.hypervisor}", record.hypervisor)
-    if broken:
-        return step(claims.order(record, VMState.FAILED), f"failed: {broken}", failed=broken)
-    placed = planning.choose(memory_mib, {dead})
+    if need.broken:
+        return step(claims.order(record, VMState.FAILED), f"failed: {need.broken}", failed=need.broken)
+    placed = need.placed(dead)
     if placed.target is None:
         # Freed all the same: the dead node may be switched on again, and takes its VM back if nobody else could.
         if claim.value is None:

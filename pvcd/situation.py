@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .cluster import claims, schema
+from .cluster.avoid import NOWHERE, Avoided
 from .cluster.claims import Actor
 from .cluster.records import Change, Check, ClaimRecord, DomainRecord, View
 from .cluster.schema import VMState
 from .local import COPY, Local
 
-MAX_ERRORS = 3
 MAX_RESTARTS = 3
+MIN_TRIES = 3
+"""Whatever the clock says: a node that was cut off for minutes has not tried for minutes."""
+ELSEWHERE_S, GIVE_UP_S = 60.0, 600.0
+"""So long libvirt's refusals are taken for something that passes: by a node that only stands in for the VM's home, and by any node."""
 
 
 class Verb(str, Enum):
@@ -69,24 +73,54 @@ class Timers:
     """since the guest was first asked to power off"""
     resume_s: float | None = None
     """since the last try to resume after an I/O error"""
+    asked_s: float | None = None
+    """since the guest was last asked to power off"""
+    crashed_s: float | None = None
+    """it has crashed and is still there"""
 
 
 @dataclass(frozen=True)
 class Attempts:
-    """Starts that went wrong in the last ten minutes."""
+    """Starts that went wrong: refusals since the last one that succeeded, deaths of the last ten minutes."""
 
     errors: int = 0
     deaths: int = 0
     permanent: bool = False
+    """this host can never start it"""
+    hopeless: bool = False
+    """no host can"""
     reason: str = ""
     wait_s: float = 0.0
     """back-off that is left"""
+    refused_s: float = 0.0
+    """since the first of the refusals"""
     doubt: bool = False
     """a create call ended without an answer: absence is not believed yet"""
 
     @property
     def exhausted(self) -> bool:
-        return self.permanent or self.errors >= MAX_ERRORS or self.deaths > MAX_RESTARTS
+        """Given up, unless another node can be tried."""
+        return self.permanent or (self.errors >= MIN_TRIES and self.refused_s >= GIVE_UP_S) or self.deaths > MAX_RESTARTS
+
+    @property
+    def try_elsewhere(self) -> bool:
+        """A node that stands in lets another try, if there is one."""
+        refused = self.permanent or (self.errors >= MIN_TRIES and self.refused_s >= ELSEWHERE_S)
+        return refused and not self.hopeless and self.deaths <= MAX_RESTARTS
+
+    @property
+    def decides_s(self) -> float:
+        """Until the next try, or until this node may be given up."""
+        return min([self.wait_s, *(limit - self.refused_s for limit in (ELSEWHERE_S, GIVE_UP_S) if limit > self.refused_s)])
+
+
+@dataclass(frozen=True)
+class Onward:
+    """Where a VM goes that this node cannot start; `target` None: nowhere, for `reason`. `avoided`: where it was tried before."""
+
+    target: str | None = None
+    reason: str = ""
+    avoided: Avoided = NOWHERE
 
 
 @dataclass(frozen=True)
@@ -102,6 +136,10 @@ class Situation:
     attempts: Attempts = Attempts()
     unfit: str | None = None
     """why this node cannot take the VM in a migration (only looked at when it is ordered here)"""
+    onward: Onward = Onward()
+    """only looked at when this node cannot start the VM"""
+    preserved: bool = False
+    """on_crash=preserve (only looked at when it has crashed)"""
     op_id: str = ""
     """identifier for a new operation"""
     stopping: bool = False

@@ -23,7 +23,7 @@ ONLY_IN = {"kazoo": {"pvcd/cluster/zk.py", "pvcd/cluster/multiread.py", "pvcd/cl
 PURE = ["pvcd/cluster/schema.py", "pvcd/cluster/endpoint.py",
         "pvcd/cluster/records.py", "pvcd/cluster/claims.py", "pvcd/cluster/fences.py", "pvcd/cluster/placement.py",
         "pvcd/cluster/requests.py", "pvcd/cluster/definition.py", "pvcd/planner.py", "pvcd/handoff.py", "pvcd/situation.py", "pvcd/cluster/flush.py",
-        "pvcd/cluster/survival.py", "pvcd/cluster/notices.py", "pvcd/departure.py", "pvcd/drift.py",
+        "pvcd/cluster/survival.py", "pvcd/cluster/notices.py", "pvcd/departure.py", "pvcd/drift.py", "pvcd/cluster/avoid.py",
         "pvcd/attempts.py", "pvcd/local.py", "client-cli/pvc/health.py", "client-cli/pvc/monitoring.py",
         "pvcd/liveness.py", "pvcd/bmc.py", "pvcd/fence_plan.py", "pvcd/cluster/controllers.py", "pvcd/cluster/tries.py",
         "pvcd/recovery_plan.py", "client-cli/pvc/formatters.py", "client-cli/pvc/rows.py", "client-cli/pvc/domainxml.py"]

@@ -39,7 +39,8 @@ class Problem:
 @dataclass(frozen=True)
 class Facts:
     """Everything that is judged, as read. `sizes`: MiB; `bmc`: what the last check of each node's controller found; `reasons`: of VMs;
-    `tries`: what came of the tries to fence a node."""
+    `tries`: what came of the tries to fence a node; `avoided`: of VMs, the nodes on which they could not be started, and why.
+    """
 
     view: View
     domains: Mapping[str, DomainRecord]
@@ -50,6 +51,7 @@ class Facts:
     tries: Mapping[str, str] = field(default_factory=dict)
     differs: Mapping[str, str] = field(default_factory=dict)
     """by VM: how it runs otherwise than it is defined, as its node has told"""
+    avoided: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def name(self, uuid: str) -> str:
         found = self.domains.get(uuid)
@@ -154,6 +156,11 @@ def _vm(facts: Facts, record: DomainRecord) -> Iterable[Problem]:
     elif record.state in WANTED and holder is None and _is_stopped(facts, record.hypervisor):
         yield Problem(Level.CRITICAL, "not-running", name, f"waits for {record.hypervisor}, which was shut down",
                       f"Elsewhere now: pvc vm move {name}. Or start {record.hypervisor}: it starts there by itself")
+    elif record.state in WANTED and (tried := facts.avoided.get(record.uuid)) and (holder is None or _absent(facts, record, holder)):
+        yield Problem(Level.CRITICAL, "start-refused", name, f"could not be started on {'; '.join(f'{node}: {why}' for node, why in sorted(tried.items()))}"
+                      f": {record.hypervisor} tries", f"pvc history {name}; then put these nodes right")
+    elif holder is not None and _absent(facts, record, holder) and reason.startswith("not started: "):
+        yield Problem(Level.CRITICAL, "start-refused", name, f"{reason}: {holder} tries again, for 10 min in all", f"pvc vm info {name}")
     elif record.state in WANTED and holder is None and record.hypervisor:
         yield Problem(Level.CRITICAL, "not-running", name, f"is to run, and nobody has it yet (home {record.hypervisor})"
                       + (f": {reason}" if reason else ""), f"pvc vm info {name}; pvc history {name}")
@@ -191,6 +198,13 @@ def _differing(facts: Facts) -> Iterable[Problem]:
         if text and uuid in facts.domains and facts.holder(uuid) is not None:
             yield Problem(Level.WARNING, "differs", facts.name(uuid), f"runs otherwise than it is defined ({text}): its next start goes back to the "
                           "definition", f"Make it so: pvc vm modify {facts.name(uuid)}, or undo what was done with virsh")
+
+
+def _absent(facts: Facts, record: DomainRecord, holder: str) -> bool:
+    """Wanted, claimed by a node that runs, and not among what that node shows."""
+    node = facts.view.nodes.get(holder)
+    shown = node.runningdomains if node is not None and facts.view.is_running(holder) else None
+    return record.state is VMState.START and record.hypervisor == holder and isinstance(shown, tuple) and record.uuid not in shown
 
 
 def _doubtful(claim: ClaimRecord | None) -> Operation | None:

@@ -33,7 +33,9 @@ def facts(cluster: Cluster) -> Facts:
     bmc = {name: rows.bmc_word(cards, name, now) for name in view.nodes}
     metas = cluster.store.metas(sorted(domains))
     reasons, differs = ({uuid: str(meta.get(key) or "") for uuid, meta in metas.items()} for key in ("reason", "differs"))
-    return Facts(view, domains, cluster.store.claims(), memories(cluster, sorted(domains)), bmc, reasons, tries_of(cluster, view), differs)
+    avoided = {uuid: found.nodes for uuid, found in cluster.store.avoided(sorted(domains)).items()}
+    return Facts(view, domains, cluster.store.claims(), memories(cluster, sorted(domains)), bmc, reasons, tries_of(cluster, view), differs,
+                 avoided)
 
 
 def summary(cluster: Cluster, found: Facts) -> dict[str, Any]:

@@ -157,6 +157,12 @@ def free(me: Actor, record: DomainRecord, claim: ClaimRecord, state: VMState | N
     return (me.mine, *words, _set(record.uuid, claim, None))
 
 
+def send_on(me: Actor, record: DomainRecord, claim: ClaimRecord, target: str, note: Change) -> tuple[Change, ...]:
+    """{me} → '': it could not be started here, and `target` is to try. `note` keeps that in the same transaction (`avoid.noted`)."""
+    last = "" if record.lasthypervisor == target else None
+    return (me.mine, *order(record, hypervisor=target, lasthypervisor=last), note, _set(record.uuid, claim, None))
+
+
 def proofs(view: View, claim: Claim) -> tuple[Change, ...]:
     """Checks of the fences that prove the holder (and the destination, once the guest may be there) dead."""
     names = [claim.node]

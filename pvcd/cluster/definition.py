@@ -21,13 +21,27 @@ _UNITS = {"b": 1, "bytes": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**1
           "p": 2**50, "pib": 2**50, "e": 2**60, "eib": 2**60}
 
 
+class Memory(int):
+    """MiB. `pages`: '' for ordinary memory; 'default' for huge pages of the host's own size; else the size of the pages in KiB. A VM whose
+    memory comes from pages of several sizes counts as one that takes all of it from the first.
+    """
+
+    pages: str
+
+    def __new__(cls, mib: int, pages: str = "") -> Memory:
+        found = super().__new__(cls, mib)
+        found.pages = pages
+        return found
+
+
 @dataclass(frozen=True)
 class Definition:
     """What placement and identity need of a definition."""
 
     name: str
     uuid: str
-    memory_mib: int
+    memory_mib: Memory
+    on_crash: str = ""
 
 
 class _Builder(ElementTree.TreeBuilder):
@@ -81,7 +95,19 @@ def parse(raw: bytes | None) -> Definition:
     size = memory_mib(memory.text, memory.get("unit")) if memory is not None else None
     if size is None:
         raise BadDefinition("The definition has no readable <memory>.")
-    return Definition(name, canonical_uuid(found), size)
+    return Definition(name, canonical_uuid(found), Memory(size, _pages(root)), (root.findtext("on_crash") or "").strip())
+
+
+def _pages(root: ElementTree.Element) -> str:
+    """Which pages the memory comes from, as `Memory.pages`."""
+    found = root.find("memoryBacking/hugepages")
+    if found is None:
+        return ""
+    page = found.find("page")
+    factor, digits = _UNITS.get((page.get("unit") or "KiB").lower()) if page is not None else None, page.get("size", "") if page is not None else ""
+    if factor is None or not digits.isascii() or not digits.isdigit() or len(digits) > 9:
+        return "default"
+    return str(int(digits) * factor // 2**10)
 
 
 def canonical_uuid(text: str) -> str:

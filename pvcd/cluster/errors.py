@@ -59,11 +59,11 @@ class TimedOut(PVCError):
 
 
 class HypervisorError(PVCError):
-    """libvirt said no, definitely. `permanent`: trying again cannot help (bad XML, missing host feature)."""
+    """libvirt said no, definitely. `permanent`: trying again here cannot help (missing host feature); `hopeless`: nor elsewhere (bad XML)."""
 
-    def __init__(self, message: str, permanent: bool = False) -> None:
+    def __init__(self, message: str, permanent: bool = False, hopeless: bool = False) -> None:
         super().__init__(message)
-        self.permanent = permanent
+        self.permanent, self.hopeless = permanent or hopeless, hopeless
 
 
 class HypervisorUnknown(PVCError):

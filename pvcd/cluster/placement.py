@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from .definition import Memory
 from .records import Claim, ClaimRecord, DomainRecord, View
 from .schema import DaemonState, DomainState, VMState
 
@@ -51,33 +52,42 @@ def _word(value: object) -> str:
 
 
 class Planning:
-    """Places domains one after the other on what `view` shows; each choice takes its memory from the target.
+    """Places domains one after the other on what `view` shows; each choice takes its memory from the target. A domain of huge pages
+    (`definition.Memory`) takes from the free pages of its size.
 
-    `reserved_mib`: memory on a node that is promised already (domains on their way there) and not yet used.
+    `reserved`: what is promised on a node already (domains on their way there) and not yet used.
     """
 
-    def __init__(self, view: View, reserved_mib: Mapping[str, int] | None = None) -> None:
+    def __init__(self, view: View, reserved: Mapping[str, Iterable[int]] | None = None) -> None:
         self._view = view
-        self._free = {name: node.memfree_mib for name, node in view.nodes.items() if isinstance(node.memfree_mib, int)}
-        for name, size in (reserved_mib or {}).items():
-            self.reserve(name, size)
+        self._free = {(name, ""): node.memfree_mib for name, node in view.nodes.items() if isinstance(node.memfree_mib, int)}
+        self._free |= {(name, pages): free for name, node in view.nodes.items() for pages, free in node.hugepages_mib.items()}
+        for name, sizes in (reserved or {}).items():
+            for size in sizes:
+                self.reserve(name, size)
 
     def reserve(self, name: str, memory_mib: int) -> None:
-        if name in self._free:
-            self._free[name] -= memory_mib
+        """Pages of the host's own size are counted under two names, and taken from both."""
+        pages, node = pages_of(memory_mib), self._view.nodes.get(name)
+        sizes = node.hugepages_mib if node is not None else {}
+        same = {pages} | ({"default", next(iter(sizes))} if sizes and pages in ("default", next(iter(sizes))) else set())
+        for key in same:
+            if (name, key) in self._free:
+                self._free[name, key] -= memory_mib
 
-    def free_mib(self, name: str) -> int | None:
-        return self._free.get(name)
+    def free_mib(self, name: str, pages: str = "") -> int | None:
+        return self._free.get((name, pages))
 
     def refusal(self, name: str, memory_mib: int) -> str | None:
         """Why `name` cannot take a domain of this size, or None if it can."""
         why = unfit(self._view, name)
         if why is not None:
             return why
-        free = self._free.get(name)
+        pages = pages_of(memory_mib)
+        free = self._free.get((name, pages))
         if free is None:
-            return "free memory unknown"
-        return None if memory_mib <= free else f"needs {memory_mib} MiB, {max(free, 0)} MiB free"
+            return f"no huge pages ({pages if pages == 'default' else pages + ' KiB'})" if pages else "free memory unknown"
+        return None if memory_mib <= free else f"needs {int(memory_mib)} MiB{' of huge pages' if pages else ''}, {max(free, 0)} MiB free"
 
     def choose(self, memory_mib: int, exclude: Collection[str] = ()) -> Placement:
         """The fitting node with the most free memory (the first by name of equals); takes the memory from it."""
@@ -92,20 +102,26 @@ class Planning:
                 passed_over.append((name, why))
         if not fitting:
             return Placement(None, 0, tuple(passed_over))
-        target = max(fitting, key=lambda name: self._free[name])
-        passed_over += [(name, f"less free memory ({self._free[name]} MiB)") for name in fitting if name != target]
+        free = {name: self._free[name, pages_of(memory_mib)] for name in fitting}
+        target = max(fitting, key=lambda name: free[name])
+        passed_over += [(name, f"less free memory ({free[name]} MiB)") for name in fitting if name != target]
         self.reserve(target, memory_mib)
-        return Placement(target, self._free[target], tuple(sorted(passed_over)))
+        return Placement(target, free[target] - memory_mib, tuple(sorted(passed_over)))
 
 
-def promised(domains: Mapping[str, DomainRecord], claimed: Mapping[str, ClaimRecord], sizes: Mapping[str, int | None]) -> dict[str, int]:
-    """MiB that each node is about to use: wanted VMs homed there that somebody else still holds, or nobody yet."""
-    found: dict[str, int] = {}
+def pages_of(memory_mib: int) -> str:
+    """`Memory.pages`; what a plain number of MiB comes from is ordinary memory."""
+    return memory_mib.pages if isinstance(memory_mib, Memory) else ""
+
+
+def promised(domains: Mapping[str, DomainRecord], claimed: Mapping[str, ClaimRecord], sizes: Mapping[str, int | None]) -> dict[str, list[int]]:
+    """MiB that each node is about to use, VM by VM: wanted VMs homed there that somebody else still holds, or nobody yet."""
+    found: dict[str, list[int]] = {}
     for uuid, record in domains.items():
         claim = claimed[uuid].value if uuid in claimed else None
         home = record.hypervisor
         if isinstance(home, str) and home and record.state in WANTED and not (isinstance(claim, Claim) and claim.node == home):
-            found[home] = found.get(home, 0) + (sizes.get(uuid) or 0)
+            found.setdefault(home, []).append(sizes.get(uuid) or 0)
     return found
 
 

@@ -234,6 +234,8 @@ class NodeRecord:
     departure: Departure | Unknown | None = None
     strangers: Mapping[str, str] | Unknown | None = None
     versions: Mapping[str, int] = field(default_factory=dict)
+    hugepages_mib: Mapping[str, int] = field(default_factory=dict)
+    """free huge pages by their size, as `schema.decode_pages` gives them"""
 
     @property
     def exists(self) -> bool:
@@ -256,11 +258,12 @@ class NodeRecord:
                    schema.decode_text(data("incarnation")), schema.decode_int(data("protocol")),
                    schema.decode_text(data("machineid")), schema.decode_text(data("libvirtstate")), schema.decode_text(data("zookeeper")),
                    decode_timing(data("timing")), decode_departure(data("departure")), decode_strangers(data("strangers")),
-                   {key: v.version for key, v in values.items() if v.data is not None})
+                   {key: v.version for key, v in values.items() if v.data is not None}, schema.decode_pages(data("hugepages")))
 
 
 NODE_FIELDS = ("daemonstate", "domainstate", "keepalive", "memfree", "memused", "cpuload", "domainscount", "runningdomains",
-               "staticdata", "incarnation", "protocol", "machineid", "libvirtstate", "zookeeper", "timing", "departure", "strangers")
+               "staticdata", "incarnation", "protocol", "machineid", "libvirtstate", "zookeeper", "timing", "departure", "strangers",
+               "hugepages")
 """The keys below `/nodes/<name>` that a NodeRecord is made of (IPMI keys are read only by who needs them)."""
 
 

@@ -7,7 +7,7 @@ told. `state`, `hypervisor` and `lasthypervisor` are always written or checked t
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from . import schema
@@ -220,7 +220,7 @@ def _written(record: DomainRecord, state: VMState | None, hypervisor: str | None
     return changes + (as_read(record, "lasthypervisor") if last is None else [])
 
 
-def place(record: DomainRecord, view: View, memory_mib: int, reserved: Mapping[str, int]) -> Placement:
+def place(record: DomainRecord, view: View, memory_mib: int, reserved: Mapping[str, Iterable[int]]) -> Placement:
     """The node that move and migrate choose without `-t`."""
     return Planning(view, reserved).choose(memory_mib, {str(record.hypervisor)})
 

@@ -14,9 +14,9 @@ from enum import Enum
 from typing import TypeVar
 
 NODES, DOMAINS = "/nodes", "/domains"
-CLAIMS, FENCES, LOCKS, VMMETA, HISTORY = "/claims", "/fences", "/locks", "/vmmeta", "/history"
+CLAIMS, FENCES, LOCKS, VMMETA, AVOID, HISTORY = "/claims", "/fences", "/locks", "/vmmeta", "/avoid", "/history"
 FENCE_LOCK = LOCKS + "/fence"
-ROOTS = (NODES, DOMAINS, CLAIMS, FENCES, LOCKS, VMMETA, HISTORY)
+ROOTS = (NODES, DOMAINS, CLAIMS, FENCES, LOCKS, VMMETA, AVOID, HISTORY)
 
 XML_LIMIT = 256 * 1024
 VALUE_LIMIT = 4 * 1024
@@ -43,6 +43,7 @@ NODE_KEYS = (
         "the janitor (`flushed`)", "all; the node itself acts"),
     Key("staticdata", "CPU count, kernel release, OS, architecture", "own daemon at each start", "client"),
     Key("memfree", "integer MiB", "own daemon each tick", "placement, client"),
+    Key("hugepages", "`size:free` of each size of huge pages: KiB and pages; the host's own size first", "own daemon each tick", "placement"),
     Key("memused", "integer MiB", "own daemon each tick", "placement, client"),
     Key("cpuload", "float, 1-minute load", "own daemon each tick", "client"),
     Key("runningdomains", "UUIDs, space-separated", "own daemon, from what libvirt shows", "display and cross-check"),
@@ -82,6 +83,8 @@ OTHER_KEYS = (
         "all: who may run the VM"),
     Key(FENCE_LOCK, "ephemeral: the janitor's name", "the janitor", "all; a convenience, never a proof"),
     Key(VMMETA + "/<uuid>", "JSON: the last trouble and when; how far a migration is", "the daemon that acts", "client: display only"),
+    Key(AVOID + "/<uuid>", "empty, or JSON: the nodes on which the VM could not be started, and why", "the node that sends it on, or runs it, or gives "
+        "it up", "that node, the janitor: not there again; client"),
     Key(HISTORY + "/<node or uuid>", "JSON lines, the last 200", "client and daemons", "client: display only"),
 )
 NODE_KEY_NAMES = tuple(key.name for key in NODE_KEYS)
@@ -178,6 +181,10 @@ def vmmeta(uuid: str) -> str:
     return f"{VMMETA}/{uuid}"
 
 
+def avoid(uuid: str) -> str:
+    return f"{AVOID}/{uuid}"
+
+
 def history(subject: str) -> str:
     return f"{HISTORY}/{subject}"
 
@@ -263,6 +270,19 @@ def decode_float(raw: bytes | None) -> float | Unknown | None:
     if raw is None:
         return None
     return float(raw) if re.match(rb"[0-9]{1,9}(\.[0-9]{1,9})?\Z", raw) else Unknown(raw)
+
+
+_PAGES = re.compile(rb"[0-9]{1,9}:[0-9]{1,12}\Z")
+
+
+def decode_pages(raw: bytes | None) -> dict[str, int]:
+    """Free memory in MiB by the size of its huge pages (KiB), and as 'default' that of the first; empty for what cannot be understood."""
+    words = (raw or b"").split()
+    if not all(_PAGES.match(word) for word in words) or len(raw or b"") > VALUE_LIMIT:
+        return {}
+    pairs = [(int(size), int(free)) for size, free in (word.split(b":") for word in words)]
+    found = {str(size): size * free // 2**10 for size, free in pairs}
+    return {**found, "default": found[str(pairs[0][0])]} if pairs else {}
 
 
 def decode_uuids(raw: bytes | None) -> tuple[str, ...] | Unknown | None:

@@ -10,7 +10,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from . import schema
+from . import avoid, schema
+from .avoid import Avoided
 from .errors import Conflict
 from .records import (
     MISSING,
@@ -101,6 +102,12 @@ class Store:
         paths = {uuid: schema.claim(uuid) for uuid in self.children(schema.CLAIMS) if schema.is_uuid(uuid)}
         values = self._backend.read_many(paths.values())
         return {uuid: ClaimRecord.read(values[path]) for uuid, path in paths.items()}
+
+    def avoided(self, uuids: Iterable[str]) -> dict[str, Avoided]:
+        """Where these VMs could not be started."""
+        paths = {uuid: schema.avoid(uuid) for uuid in uuids}
+        values = self._backend.read_many(paths.values())
+        return {uuid: avoid.read(values[path]) for uuid, path in paths.items()}
 
     def node(self, name: str) -> NodeRecord:
         return self._nodes([name])[name]

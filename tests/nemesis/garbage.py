@@ -32,7 +32,7 @@ class Garbage:
     def __init__(self, lab: Lab, node: str, vm: str, dice: random.Random) -> None:
         uuid = guest_uuid(vm)
         paths = [f"/nodes/{node}/{key}" for key in OF_A_NODE] + [f"/domains/{uuid}/{key}" for key in OF_A_VM]
-        paths += [f"/vmmeta/{uuid}", f"/history/{uuid}", f"/history/{node}"]
+        paths += [f"/vmmeta/{uuid}", f"/avoid/{uuid}", f"/history/{uuid}", f"/history/{node}"]
         chosen = [f"/domains/{uuid}/{dice.choice(OF_A_VM[:2])}", *dice.sample(paths, dice.randrange(2, 6))]
         self._lab = lab
         self._garbage = {path: dice.choice(GARBAGE) for path in chosen}

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pvcd.cluster import schema
-from pvcd.cluster.errors import PVCError
+from pvcd.cluster import definition, schema
+from pvcd.cluster.errors import BadDefinition, PVCError
 from pvcd.cluster.notices import encode_strangers
 from pvcd.cluster.records import ANY, Change, Check, Claim, Timing, View, Write, decode_claim, decode_fence
 from pvcd.cluster.schema import DaemonState
@@ -109,6 +109,8 @@ class Cluster:
                 self._claim_moved(client, change.path, change.data)
             elif isinstance(change, Write) and change.path.startswith(schema.FENCES + "/"):
                 self._fence_moved(client, change.path, change.data)
+            elif change.path.endswith("/state") and isinstance(change, Write) and change.data == schema.VMState.FAILED.value.encode():
+                self._given_up(client, change.path.split("/")[2])
             elif change.path.endswith("/keepalive") and isinstance(change, Write):
                 self.hosts[change.path.split("/")[2]].last_keepalive = self.now
 
@@ -124,6 +126,17 @@ class Cluster:
         given = isinstance(new, Claim) and op is not None and new.node == op.dest == client
         if not given and not self.is_dead(old.node, old.inc):
             raise Violation(f"I3: {client} takes the claim {path} of {old.node}, which is not proved dead")
+
+    def _given_up(self, client: str, uuid: str) -> None:
+        """I2: a VM is `failed` only after ten minutes of refusals, four ends of its QEMU, or for what no try can change."""
+        hypervisor = self.hosts[client].hypervisor
+        refused_s = self.now - hypervisor.refused.get(uuid, self.now)
+        try:
+            readable = definition.parse((self.word(uuid, "xml") or "").encode()).uuid == uuid
+        except BadDefinition:
+            readable = False
+        if refused_s < 590.0 and hypervisor.ends.get(uuid, 0) <= 3 and readable:
+            raise Violation(f"I2: {client} gives {uuid} up after {refused_s:.0f} s of refusals")
 
     def is_dead(self, name: str, inc: str) -> bool:
         fence = decode_fence(self.server.nodes[schema.fence(name)].data)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pvcd.cluster import definition
 from pvcd.cluster.errors import BadDefinition, HypervisorError, HypervisorUnknown
-from pvcd.local import Call, CallState, Guest, Local, Status
+from pvcd.local import Call, CallState, Ending, Guest, Local, Status
 
 RESUME_S = 30.0
 HALF_COPY_S = 33.0
@@ -28,6 +28,8 @@ class Copy:
     life: int
     since: float
     persistent: bool = False
+    dumping: bool = False
+    """libvirt writes a dump of it"""
 
 
 @dataclass
@@ -57,6 +59,10 @@ class Fabric:
     events: list[tuple[float, str, str, str]] = field(default_factory=list)
     lives: int = 0
     on_event: Callable[[str, str], None] | None = None
+    lease_s: float = 0.0
+    """the storage keeps the image locks of a host that has died for so long"""
+    locked: dict[str, float] = field(default_factory=dict)
+    """UUID → until when"""
 
     def running(self, uuid: str) -> list[str]:
         """Hosts on which the guest executes."""
@@ -158,6 +164,22 @@ class FakeHypervisor:
         self.power, self.answers = True, True
         self.refuse: dict[str, str] = {}
         """UUID → libvirt's words when it is asked to start it"""
+        self.refuses_all = ""
+        """the same for any VM: a host that can start nothing"""
+        self.unsupported = False
+        """its refusals are definite for this host"""
+        self.creates = 0
+        self.refused: dict[str, float] = {}
+        """UUID → since when each start of it was refused; since always, if what it asks for is not supported"""
+        self.ends: dict[str, int] = {}
+        """UUID → how often its QEMU has ended by itself"""
+        self.hung: set[str] = set()
+        """UUIDs whose monitor does not answer"""
+        self.endings: dict[str, Ending] = {}
+        self.asked: list[tuple[float, str]] = []
+        """when the guest was asked to power off"""
+        self.booting: set[str] = set()
+        """guests that do not hear ACPI yet"""
         self.late_create = False
         """the next create succeeds, and its answer is lost"""
         self.notify: Callable[[str | None], None] = lambda _uuid: None
@@ -169,6 +191,7 @@ class FakeHypervisor:
 
     def power_off(self) -> None:
         for uuid in list(self.copies):
+            self.fabric.locked[uuid] = self.fabric.clock() + self.fabric.lease_s
             self.fabric.say(self.name, uuid, "power off")
         self.power, self.copies, self.jobs, self.calls = False, {}, {}, {}
 
@@ -186,9 +209,11 @@ class FakeHypervisor:
         self.fabric.say(self.name, uuid, f"starts life {self.fabric.lives} outside PVC")
         self._nudge(uuid)
 
-    def qemu_dies(self, uuid: str) -> None:
+    def qemu_dies(self, uuid: str, ending: Ending = Ending.CRASHED) -> None:
         if self.copies.pop(uuid, None) is not None:
-            self.fabric.say(self.name, uuid, "QEMU dies")
+            self.endings[uuid] = ending
+            self.ends[uuid] = self.ends.get(uuid, 0) + 1
+            self.fabric.say(self.name, uuid, "QEMU dies" if ending is Ending.CRASHED else "ends by itself")
             job = self.jobs.get(uuid)
             if job is not None:
                 self.fabric._end(job, self, "domain is not running")
@@ -219,9 +244,9 @@ class FakeHypervisor:
         copy, job = self.copies.get(uuid), self.jobs.get(uuid)
         incoming = any(j.uuid == uuid and j.dest == self.name and j.phase in ("perform", "finish") for j in self.fabric.jobs())
         if copy is None:
-            return Local(Status.ABSENT, call=call)
-        return Local(copy.status, job is not None or (incoming and copy.status is Status.MIGRATING), call,
-                     moved=job.moved if job else 0, size=1 << 29 if job else 0, persistent=copy.persistent)
+            return Local(Status.ABSENT, call=call, ending=self.endings.get(uuid, Ending.UNKNOWN))
+        return Local(copy.status, copy.dumping or job is not None or (incoming and copy.status is Status.MIGRATING), call,
+                     moved=job.moved if job else 0, size=1 << 29 if job else 0, persistent=copy.persistent, slow=uuid in self.hung)
 
     def in_doubt(self) -> tuple[str, ...]:
         self._answer()
@@ -230,7 +255,7 @@ class FakeHypervisor:
 
     def inventory(self) -> tuple[Guest, ...]:
         self._answer()
-        return tuple(Guest(uuid, copy.name, copy.status, copy.memory_mib) for uuid, copy in sorted(self.copies.items()))
+        return tuple(Guest(uuid, copy.name, copy.status) for uuid, copy in sorted(self.copies.items()))
 
     def create(self, xml: str) -> None:
         self.before_effect("create")
@@ -238,12 +263,21 @@ class FakeHypervisor:
         try:
             found = definition.parse(xml.encode())
         except BadDefinition as error:
-            raise HypervisorError(str(error), permanent=True) from error
-        if found.uuid in self.refuse:
-            raise HypervisorError(self.refuse[found.uuid])
+            raise HypervisorError(str(error), hopeless=True) from error
+        self.creates += 1
+        if found.uuid in self.refuse or self.refuses_all:
+            self.refused.setdefault(found.uuid, self.fabric.clock())
+            if self.unsupported:
+                self.refused[found.uuid] = float("-inf")
+            raise HypervisorError(self.refuse.get(found.uuid, self.refuses_all), permanent=self.unsupported)
+        if self.fabric.locked.get(found.uuid, 0.0) > self.fabric.clock():
+            self.refused.setdefault(found.uuid, self.fabric.clock())
+            raise HypervisorError('Failed to get "write" lock. Is another process using the image?')
         if found.uuid in self.copies or any(copy.name == found.name for copy in self.copies.values()):
             raise HypervisorError(f"domain '{found.name}' already exists")
         self.fabric.lives += 1
+        self.endings.pop(found.uuid, None)
+        self.refused.pop(found.uuid, None)
         self.copies[found.uuid] = Copy(found.name, found.memory_mib, Status.RUNNING, self.fabric.lives, self.fabric.clock())
         self.fabric.say(self.name, found.uuid, f"starts life {self.fabric.lives}")
         self._nudge(found.uuid)
@@ -255,8 +289,9 @@ class FakeHypervisor:
         """The guest obeys at once, unless its name says that it is deaf."""
         self.before_effect("shut down")
         self._answer()
+        self.asked.append((self.fabric.clock(), uuid))
         copy = self.copies.get(uuid)
-        if copy is not None and not copy.name.startswith("deaf"):
+        if copy is not None and not copy.name.startswith("deaf") and uuid not in self.booting | self.hung:
             self._remove(uuid, "powers off")
 
     def destroy(self, uuid: str) -> None:
@@ -275,6 +310,8 @@ class FakeHypervisor:
     def resume(self, uuid: str) -> None:
         self.before_effect("resume")
         self._answer()
+        if uuid in self.hung:
+            raise HypervisorUnknown("its monitor does not answer", slow=True)
         copy = self.copies.get(uuid)
         if copy is not None and copy.status is not Status.RUNNING:
             copy.status = Status.RUNNING

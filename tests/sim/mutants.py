@@ -9,13 +9,14 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from pvcd import bmc_check, fence_plan, fencing, janitor, keepalive, liveness, planner, questions, recovery_plan, standing
+from pvcd import bmc_check, fence_plan, fencing, janitor, keepalive, liveness, onward, planner, questions, recovery_plan, standing
+from pvcd.attempts import AttemptLog
 from pvcd.bmc import Power, Reading
-from pvcd.cluster import claims, controllers, fences, flush, records, schema, tries
-from pvcd.cluster.records import ANY, Change, Check, Write
+from pvcd.cluster import avoid, claims, controllers, fences, flush, records, schema, tries
+from pvcd.cluster.records import ANY, Change, Check, Create, Write
 from pvcd.cluster.store import Store
 from pvcd.local import Status
-from pvcd.situation import Situation, Step, Verb
+from pvcd.situation import Attempts, Situation, Step, Verb
 
 Mutation = Callable[[], Any]
 
@@ -344,6 +345,73 @@ def strangers_are_not_asked_about() -> Any:
     return mock.patch.object(records.View, "runs_outside", lambda _self, _name, _uuid: False)
 
 
+def _attempts(change: Callable[[Attempts], Attempts]) -> Any:
+    original = AttemptLog.now
+    return mock.patch.object(AttemptLog, "now", lambda self, now: change(original(self, now)))
+
+
+def three_refusals_are_final() -> Any:
+    """As before: what libvirt refuses three times is given up."""
+    return _attempts(lambda found: replace(found, refused_s=601.0) if found.errors >= 3 else found)
+
+
+def refusals_are_never_final() -> Any:
+    """Tried for ever."""
+    return _attempts(lambda found: replace(found, refused_s=min(found.refused_s, 599.0)))
+
+
+def unsupported_is_tried_again() -> Any:
+    """What this host can never do is tried for the whole window."""
+    return _attempts(lambda found: replace(found, permanent=found.hopeless))
+
+
+def never_sent_on() -> Any:
+    """A VM that its stand-in cannot start stays there."""
+    return mock.patch.object(onward, "stands_in", lambda _record, _node: False)
+
+
+def sent_on_from_its_home() -> Any:
+    """A VM leaves its home because a start fails."""
+    return mock.patch.object(onward, "stands_in", lambda _record, _node: True)
+
+
+def nothing_is_avoided() -> Any:
+    """Where it could not be started is not kept."""
+    return mock.patch.object(avoid, "noted", lambda uuid, avoided, _name, _reason: Create(schema.avoid(uuid)) if avoided.version == ANY
+                             else Write(schema.avoid(uuid), b"", avoided.version))
+
+
+def recovery_avoids_nothing() -> Any:
+    """The janitor sends a VM where it could not be started."""
+    original = recovery_plan.plan_recovery
+    return mock.patch("pvcd.recovery.plan_recovery", lambda *arguments: original(*arguments[:6]))
+
+
+def never_forgotten() -> Any:
+    """A node is avoided for ever."""
+    return mock.patch.object(avoid, "forgotten", lambda _uuid, _avoided: ())
+
+
+def asked_once() -> Any:
+    """The guest is asked to power off once."""
+    return _planned(lambda s, step: replace(step, verb=Verb.NOTHING, changes=(), again_s=1.0)
+                    if step.verb is Verb.SHUT_DOWN and s.timers.shutdown_s is not None else step)
+
+
+def every_end_is_a_crash() -> Any:
+    """A guest that powers itself off counts as one that died."""
+    return mock.patch.object(AttemptLog, "quit", AttemptLog.death)
+
+
+def crashed_goes_at_once() -> Any:
+    """Dumps are cut off, and what is to be preserved is destroyed."""
+    return _planned(lambda s, step: replace(step, verb=Verb.DESTROY, changes=s.gate) if step.row == 36 else step)
+
+
+OF_STARTS: tuple[Mutation, ...] = (
+    three_refusals_are_final, refusals_are_never_final, unsupported_is_tried_again, never_sent_on, sent_on_from_its_home, nothing_is_avoided,
+    recovery_avoids_nothing, never_forgotten, asked_once, every_end_is_a_crash, crashed_goes_at_once)
+"""Those that the stories of `directed_starts` are about: tried on them first."""
 MUTANTS: tuple[Mutation, ...] = (
     no_homecoming, homecoming_after_a_fence, no_recall, starts_while_leaving, closing_is_not_told, waits_for_zookeeper, not_alone,
     no_departure_in_the_flush, no_guard_of_strangers, strangers_are_not_asked_about,
@@ -353,4 +421,4 @@ MUTANTS: tuple[Mutation, ...] = (
     no_surrender, no_surrender_when_cut_off, doubt_ends_with_the_process, inheritance_counts_anew,
     no_later_life, no_rollback, no_doubt, no_adoption, cold_rehoming,
     no_objection, no_exit,
-    no_brake, no_freshness, no_resumption, flushed_too_early)
+    no_brake, no_freshness, no_resumption, flushed_too_early, *OF_STARTS)

@@ -50,7 +50,7 @@ class Schedule:
         self._calm = False
         dice = self.dice
         faults = (self._kill_daemon, self._crash, self._boot, self._link, self._bmc, self._qemu, self._libvirt, self._lose, self._lag,
-                  self._refuse, self._session, self._flush, self._command, self._command, self._old_command, self._operator_fences,
+                  self._refuse, self._hang, self._session, self._flush, self._command, self._command, self._old_command, self._operator_fences,
                   self._shut_down)
         self.weights = {fault: dice.choice((0, 0.3, 1, 2)) for fault in faults}
         self.weights[self._boot] = 1.5
@@ -58,6 +58,7 @@ class Schedule:
         self.rate = dice.choice((0.02, 0.05, 0.1))
         self.stale, self.death = dice.choice((0, 0.02, 0.1, 0.3)), dice.choice((0, 0, 0.002, 0.01))
         self.loss = dice.choice((0.0, 0.05, 0.2, 0.5))
+        self.world.fabric.lease_s = dice.choice((0.0, 0.0, 90.0, 300.0))
         for name in self.world.names:
             self.world.start_daemon(name)
         self.world.run(2.0)
@@ -194,11 +195,19 @@ class Schedule:
         self.world.hosts[self._host()].zk.lag(True)
 
     def _refuse(self) -> None:
-        refuse = self.world.hosts[self._host()].hypervisor.refuse
-        if refuse:
-            refuse.clear()
+        hypervisor = self.world.hosts[self._host()].hypervisor
+        hypervisor.unsupported = self.dice.random() < 0.2
+        if hypervisor.refuse or hypervisor.refuses_all:
+            hypervisor.refuse.clear()
+            hypervisor.refuses_all = ""
+        elif self.dice.random() < 0.5:
+            hypervisor.refuse[self.dice.choice(VMS)] = "no disk"
         else:
-            refuse[self.dice.choice(VMS)] = "no disk"
+            hypervisor.refuses_all = "no bridge"
+
+    def _hang(self) -> None:
+        hung, uuid = self.world.hosts[self._host()].hypervisor.hung, self.dice.choice(VMS)
+        (hung.discard if uuid in hung else hung.add)(uuid)
 
     def _session(self) -> None:
         self.world.server.expire(self._host())
@@ -284,6 +293,8 @@ class Schedule:
             host.bmc = "ok"
             host.hypervisor.answers, host.hypervisor.late_create = True, False
             host.hypervisor.refuse.clear()
+            host.hypervisor.hung.clear()
+            host.hypervisor.refuses_all, host.hypervisor.unsupported = "", False
             host.zk.lose = None
             if not host.zk.connected:
                 host.zk.heal()

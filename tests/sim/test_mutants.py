@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from .mutants import MUTANTS, Mutation
+from . import directed_starts
+from .mutants import MUTANTS, OF_STARTS, Mutation
 from .schedule import violation
 from .test_directed import SCHEDULES
 
@@ -15,7 +16,7 @@ SEEDS = 60
 def killer(mutant: Mutation) -> str:
     """What kills the mutant, or ''."""
     with mutant():
-        for schedule in SCHEDULES:
+        for schedule in (*directed_starts.SCHEDULES, *SCHEDULES) if mutant in OF_STARTS else SCHEDULES:
             try:
                 schedule()
             except AssertionError as error:

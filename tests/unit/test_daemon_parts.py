@@ -231,10 +231,12 @@ def test_systemd_is_told(tmp_path: Path, abstract: bool) -> None:
 def test_log_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOURNAL_STREAM", "1:2")
     ansiiprint.echo("one\x1b[1m\ntwo", "web1", ansiiprint.Level.WARNING)
+    assert ansiiprint.flush(5.0)
     lines = capsys.readouterr().out.splitlines()
     assert [line[:3] for line in lines] == ["<4>", "<4>"] and lines[0].endswith("web1 - one\\x1b[1m") and lines[1].endswith("two")
     monkeypatch.delenv("JOURNAL_STREAM")
     ansiiprint.echo("plain")
+    assert ansiiprint.flush(5.0)
     assert capsys.readouterr().out.startswith(">>> 20")
 
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from pvcd.cluster import claims, schema
+from pvcd.cluster import avoid, claims, schema
+from pvcd.cluster.avoid import Avoided
 from pvcd.cluster.claims import Actor
 from pvcd.cluster.records import (
     Check,
@@ -22,6 +23,7 @@ from pvcd.cluster.records import (
     FenceRecord,
     NodeRecord,
     Operation,
+    Value,
     View,
     Write,
     decode_claim,
@@ -29,7 +31,7 @@ from pvcd.cluster.records import (
 from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
 from pvcd.local import COPY, Call, CallState, Local, Status
 from pvcd.planner import plan_domain
-from pvcd.situation import Attempts, Level, Situation, Step, Timers, Verb
+from pvcd.situation import Attempts, Level, Onward, Situation, Step, Timers, Verb
 
 UUID = "11111111-2222-4333-8444-555555555555"
 ME = Actor("a", "a1/0", 7)
@@ -56,7 +58,8 @@ CALLS = [None, Call("op1", CallState.ACTIVE), Call("op1", CallState.SUCCEEDED), 
          Call("op0", CallState.SUCCEEDED)]
 TIMERS = [Timers(), Timers(migrating_s=6, ordered_s=31, stalled_s=31, shutdown_s=31, resume_s=5),
           Timers(migrating_s=11, shutdown_s=1, resume_s=31)]
-ATTEMPTS = [Attempts(), Attempts(errors=3, reason="no"), Attempts(wait_s=3), Attempts(doubt=True), Attempts(deaths=3)]
+REFUSED = Attempts(errors=3, refused_s=600, reason="no disk")
+ATTEMPTS = [Attempts(), Attempts(errors=3, refused_s=600, reason="no"), Attempts(wait_s=3), Attempts(doubt=True), Attempts(deaths=3)]
 
 
 def node(name: str, daemon: DaemonState = DaemonState.RUN, domains: DomainState = DomainState.READY) -> NodeRecord:
@@ -233,10 +236,57 @@ def test_nothing_is_claimed_before_run_or_while_a_node_has_not_looked_at_its_gue
 
 
 def test_failed_is_written_with_its_reason_and_frees_the_claim() -> None:
-    step = plan_domain(situation(MINE, VMState.START, "a", Status.ABSENT, attempts=Attempts(errors=3, reason="no disk")))
+    s = situation(MINE, VMState.START, "a", Status.ABSENT, attempts=REFUSED)
+    step = plan_domain(replace(s, onward=Onward(None, "it is at home")))
     assert step.failed == "no disk" and step.level is Level.CRITICAL
-    assert Write(schema.domain_key(UUID, "state"), b"failed", 5) in step.changes
-    assert Write(schema.claim(UUID), b"", 9) in step.changes
+    given_up = (ME.mine, Write(schema.domain_key(UUID, "state"), b"failed", 5), Check(schema.domain_key(UUID, "hypervisor"), 6),
+                Write(schema.claim(UUID), b"", 9))
+    assert step.changes == given_up
+    step = plan_domain(replace(s, onward=Onward(None, "nothing left", Avoided({"b": "no bridge"}, 4))))
+    assert step.failed == "no disk; tried before: b: no bridge"
+    assert step.changes == (*given_up, Write(schema.avoid(UUID), b"", 4)), "an operator's next order begins anew"
+
+
+def test_a_stand_in_sends_it_on_with_a_note_in_one_transaction() -> None:
+    s = replace(situation(MINE, VMState.START, "a", Status.ABSENT, attempts=Attempts(errors=5, refused_s=61, reason="no disk")),
+                onward=Onward("c", "most free memory", Avoided({"b": "no bridge"}, 4)))
+    step = plan_domain(s)
+    assert step.failed is None and (step.verb, step.level) == (Verb.NOTHING, Level.WARNING)
+    checked, wanted, home, note, freed = step.changes
+    assert (checked, wanted) == (ME.mine, Check(schema.domain_key(UUID, "state"), 5))
+    assert home == Write(schema.domain_key(UUID, "hypervisor"), b"c", 6)
+    assert freed == Write(schema.claim(UUID), b"", 9)
+    assert isinstance(note, Write) and (note.path, note.version) == (schema.avoid(UUID), 4)
+    assert avoid.read(Value(note.data, 5)).nodes == {"b": "no bridge", "a": "no disk"}
+    home_again = plan_domain(replace(s, record=replace(s.record, lasthypervisor="c")))
+    assert Write(schema.domain_key(UUID, "lasthypervisor"), b"", s.record.version("lasthypervisor")) in home_again.changes
+    for attempts in (Attempts(errors=5, refused_s=59), Attempts(errors=2, refused_s=61), Attempts(errors=5, refused_s=61, deaths=4)):
+        assert not any(change for change in plan_domain(replace(s, attempts=attempts)).changes
+                       if isinstance(change, Write) and change.path.endswith("hypervisor")), attempts
+    assert plan_domain(replace(s, attempts=Attempts(errors=1, permanent=True))).changes[2] == home, "at once"
+    assert plan_domain(replace(s, attempts=Attempts(errors=1, permanent=True, hopeless=True))).failed is not None, "nowhere"
+
+
+def test_a_request_to_power_off_is_repeated_within_its_deadline() -> None:
+    s = situation(MINE, VMState.SHUTDOWN, "a", Status.RUNNING)
+    for since, asked, verb in ((None, None, Verb.SHUT_DOWN), (5, 5, Verb.NOTHING), (10, 10, Verb.SHUT_DOWN), (12, 2, Verb.NOTHING),
+                               (30, 10, Verb.DESTROY), (31, 1, Verb.DESTROY)):
+        step = plan_domain(replace(s, timers=Timers(shutdown_s=since, asked_s=asked)))
+        assert step.verb is verb, (since, asked)
+        assert verb is Verb.NOTHING or step.changes == s.gate
+
+
+def test_what_is_left_of_a_crash() -> None:
+    s = replace(situation(MINE, VMState.START, "a", Status.CRASHED))
+    dumping = replace(s, local=Local(Status.CRASHED, job=True))
+    assert plan_domain(s).verb is Verb.DESTROY and plan_domain(s).changes == s.gate
+    assert plan_domain(dumping).verb is Verb.NOTHING
+    assert plan_domain(replace(dumping, timers=Timers(crashed_s=601))).verb is Verb.DESTROY, "not for ever"
+    kept = plan_domain(replace(s, preserved=True))
+    assert kept.verb is Verb.NOTHING and kept.level is Level.CRITICAL and "pvc vm restart" in kept.reason
+    for state in (VMState.STOP, VMState.RESTART, VMState.DELETE, VMState.SHUTDOWN):
+        ordered = situation(MINE, state, "a", Status.CRASHED)
+        assert plan_domain(replace(ordered, preserved=True)).verb is Verb.DESTROY, state
 
 
 def test_a_doubtful_absence_frees_nothing_and_starts_nothing() -> None:

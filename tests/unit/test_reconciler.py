@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 
-from pvcd.reconciler import Key, Reconciler
+from pvcd.reconciler import HANGS_S, MOST_SPARES, Key, Reconciler
 
 A, B = ("domain", "a"), ("domain", "b")
 
@@ -141,3 +141,86 @@ def test_hung_keys_in_their_lane_do_not_take_the_workers() -> None:
     finally:
         release.set()
     assert queue.stop(5.0)
+
+
+def test_visits_that_hang_before_it_is_known_are_relieved() -> None:
+    """Nobody has marked them slow, and they take all workers of the lane."""
+    release, done, now = threading.Event(), threading.Event(), [0.0]
+    inside = threading.Semaphore(0)
+
+    def visit(key: Key) -> None:
+        if key == B:
+            done.set()
+        else:
+            inside.release()
+            release.wait(10)
+    queue = Reconciler(visit, lambda: now[0], lambda key, text: None, workers=2)
+    for number in range(2):
+        queue.add(("domain", f"hung{number}"))
+    queue.start()
+    for _ in range(2):
+        assert inside.acquire(timeout=5)
+    queue.add(B)
+    try:
+        queue.relieve()
+        assert not done.wait(0.2), "they have only just begun"
+        now[0] = HANGS_S
+        queue.relieve()
+        assert done.wait(5)
+    finally:
+        release.set()
+    assert queue.stop(5.0)
+
+
+def test_one_that_was_never_started_can_be_stopped() -> None:
+    assert Reconciler(lambda key: None, time.monotonic, lambda key, text: None).stop(1.0)
+
+
+def test_spares_are_bounded_and_end() -> None:
+    release, now = threading.Event(), [0.0]
+    inside = threading.Semaphore(0)
+
+    def visit(_key: Key) -> None:
+        inside.release()
+        release.wait(10)
+    queue = Reconciler(visit, lambda: now[0], lambda key, text: None, workers=1)
+    for number in range(20):
+        queue.add(("domain", f"hung{number}"))
+    queue.start()
+    for _ in range(1 + MOST_SPARES):
+        assert inside.acquire(timeout=5)
+        now[0] += HANGS_S
+        queue.relieve()
+    now[0] += HANGS_S
+    queue.relieve()
+    assert not inside.acquire(timeout=0.2), "no more than that"
+    release.set()
+    for _ in range(20 - 1 - MOST_SPARES):
+        assert inside.acquire(timeout=5)
+    spares = [thread for thread in threading.enumerate() if thread.name == "reconcile-spare"]
+    for thread in spares:
+        thread.join(5)
+        assert not thread.is_alive(), "they end when nothing waits"
+    assert queue.stop(5.0)
+
+
+def test_first_visits_these_and_nothing_else_and_leaves_what_hangs() -> None:
+    release, visited = threading.Event(), []
+    late = ("domain", "late")
+
+    def visit(key: Key) -> None:
+        visited.append(key)
+        if key == late:
+            release.wait(10)
+    queue = Reconciler(visit, time.monotonic, lambda key, text: None, workers=2)
+    other = ("domain", "other")
+    queue.add(other)
+    assert queue.first([A, B, late], 0.5) == {late}
+    assert sorted(visited[:3]) == sorted([A, B, late]), "others come after it"
+    deadline = time.monotonic() + 5
+    while other not in visited:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    queue.start()
+    release.set()
+    assert queue.stop(5.0) and visited.count(late) == 1

@@ -165,7 +165,7 @@ def test_the_target_is_checked_in_the_transaction() -> None:
 
 def test_without_a_target_the_most_free_memory_decides() -> None:
     assert requests.place(record(), VIEW, 100, {}).target == "c"
-    assert requests.place(record(), VIEW, 100, {"c": 2500}).target == "b", "memory that is promised already counts"
+    assert requests.place(record(), VIEW, 100, {"c": [2500]}).target == "b", "memory that is promised already counts"
     assert requests.place(record(home="c"), VIEW, 100, {}).target == "b", "not where it is"
     assert written(requests.migrate(record(), VIEW, requests.place(record(), VIEW, 100, {}), False))["hypervisor"] == "c"
 

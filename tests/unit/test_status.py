@@ -62,7 +62,20 @@ def test_a_healthy_cluster_has_no_problems() -> None:
     assert codes(healthy()) == {}
 
 
+def test_troubles_of_a_start_that_are_over_are_no_problems() -> None:
+    assert codes(replace(healthy(), reasons={UUID: "not started: no disk"}, avoided={UUID: {"hv2": "no bridge"}})) == {}
+
+
+def test_where_a_vm_could_not_be_started_is_named_with_the_reason() -> None:
+    facts = replace(healthy(), claims={UUID: ClaimRecord(None, 1)}, avoided={UUID: {"hv2": "no bridge", "hv3": "no secret"}})
+    told = next(problem for problem in health.problems(facts) if problem.code == "start-refused")
+    assert told.text == "could not be started on hv2: no bridge; hv3: no secret: hv1 tries" and told.subject == facts.name(UUID)
+
+
 @pytest.mark.parametrize(("change", "code", "level"), [
+    (lambda f: replace(with_node(f, node("hv1")), reasons={UUID: "not started: no disk"}), "start-refused", Level.CRITICAL),
+    (lambda f: replace(f, claims={UUID: ClaimRecord(None, 1)}, avoided={UUID: {"hv2": "no bridge"}}), "start-refused", Level.CRITICAL),
+    (lambda f: replace(with_node(f, node("hv1")), avoided={UUID: {"hv2": "no bridge"}}), "start-refused", Level.CRITICAL),
     (lambda f: replace(f, view=View()), "no-nodes", Level.CRITICAL),
     (lambda f: replace(f, view=replace(f.view, hold=Hold(True, None, "me"))), "maintenance", Level.WARNING),
     (lambda f: replace(f, sizes={UUID: 5000}), "not-redundant", Level.WARNING),

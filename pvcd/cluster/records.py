@@ -59,10 +59,16 @@ Change = Union[Check, Write, Create, Delete]
 
 @dataclass(frozen=True)
 class Value:
-    """What one key held when it was read: `data` None and `version` ANY mean that it did not exist."""
+    """What one key held when it was read: `data` None and `version` ANY mean that it did not exist.
+
+    `czxid` and `mzxid` are the transactions that created it and that wrote it last; 0 where they are not known. Two values are equal by
+    data and version alone.
+    """
 
     data: bytes | None = None
     version: int = ANY
+    czxid: int = field(default=0, compare=False)
+    mzxid: int = field(default=0, compare=False)
 
 
 MISSING = Value()

@@ -39,7 +39,7 @@ class Backend(Protocol):
 
     def children(self, path: str) -> list[str] | None: ...
 
-    def commit(self, changes: Sequence[Change]) -> None: ...
+    def commit(self, changes: Sequence[Change]) -> list[int | None]: ...
 
     def watch_value(self, path: str, callback: Callable[[], None]) -> None: ...
 
@@ -138,10 +138,12 @@ class Store:
 
     # ---------------------------------------------------------------------------------------------------------- writes
 
-    def apply(self, changes: Sequence[Change]) -> None:
-        """All or nothing. With checks only it is the gate: what was decided on is still so, at the leader."""
-        if changes:
-            self._backend.commit(tuple(changes))
+    def apply(self, changes: Sequence[Change]) -> list[int | None]:
+        """All or nothing. With checks only it is the gate: what was decided on is still so, at the leader.
+
+        Returns the version that each change gave its key; None for a check and a delete.
+        """
+        return self._backend.commit(tuple(changes)) if changes else []
 
     def ensure_roots(self) -> None:
         """Create the roots that are missing."""

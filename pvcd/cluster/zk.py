@@ -183,7 +183,7 @@ class ZooKeeper:
         other = next((answer for answer in answers if isinstance(answer, Exception) and not isinstance(answer, NoNodeError)), None)
         if other is not None:
             raise Unreachable(f"ZooKeeper does not answer ({type(other).__name__})")
-        return [MISSING if isinstance(answer, NoNodeError) else Value(answer[0], answer[1].version) for answer in answers]
+        return [MISSING if isinstance(answer, NoNodeError) else _value(*answer) for answer in answers]
 
     def _read_each(self, batch: list[str]) -> list[Value]:
         """Pipelined on the connection."""
@@ -191,7 +191,7 @@ class ZooKeeper:
         for result in [self._client.get_async(path) for path in batch]:
             try:
                 data, stat = self._answer(result, deadline)
-                found.append(Value(data, stat.version))
+                found.append(_value(data, stat))
             except NoNodeError:
                 found.append(MISSING)
         return found
@@ -230,8 +230,8 @@ class ZooKeeper:
 
     # ---------------------------------------------------------------------------------------------------------- writes
 
-    def commit(self, changes: Sequence[Change]) -> None:
-        """Apply all changes or none, in one transaction.
+    def commit(self, changes: Sequence[Change]) -> list[int | None]:
+        """Apply all changes or none, in one transaction. Returns the version that each change gave its key; None for a check and a delete.
 
         Raises Conflict (a version or an existence is not as decided on), TooLarge and Unreachable (nothing was sent), or
         OutcomeUnknown (sent, and the answer was lost).
@@ -254,6 +254,7 @@ class ZooKeeper:
         for change, result in zip(changes, results):
             if isinstance(result, Exception) and not isinstance(result, (RolledBackError, RuntimeInconsistency)):
                 raise Conflict(change.path, _CONFLICTS.get(type(result), type(result).__name__))
+        return [_written(change, result) for change, result in zip(changes, results)]
 
     def delete_tree(self, path: str) -> None:
         """Delete a key and everything below it in one transaction; nothing if it does not exist.
@@ -327,6 +328,17 @@ def _add(transaction: Any, change: Change) -> None:
         transaction.create(change.path, change.data, ephemeral=change.ephemeral)
     else:
         transaction.delete(change.path, version=change.version)
+
+
+def _value(data: bytes, stat: Any) -> Value:
+    return Value(data, stat.version, stat.czxid, stat.mzxid)
+
+
+def _written(change: Change, result: Any) -> int | None:
+    """The version that a transaction gave a key: what this change alone has made, not what is there by now."""
+    if isinstance(change, Write):
+        return int(result.version)
+    return 0 if isinstance(change, Create) else None
 
 
 def limit_of(path: str) -> int:

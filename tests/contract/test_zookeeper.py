@@ -56,6 +56,21 @@ def test_versions_and_existence(both: Any) -> None:
     assert both.children("/t") == ["a", "b"]
 
 
+def test_the_versions_that_a_transaction_made_and_the_transactions_that_made_a_key(both: Any) -> None:
+    """`czxid` tells a key that was made anew from the one that was read before; the versions tell one's own writes from another's."""
+    assert both.commit([Create("/t/a", b"1"), Check("/t/a", 0), Write("/t/a", b"2", 0), Create("/t/b"), Delete("/t/b", ANY)]) == [
+        0, None, 1, 0, None]
+    assert both.commit([Check("/t/a", 1)]) == [None]
+    first, = both.read_many(["/t/a"]).values()
+    assert both.commit([Write("/t/a", b"2", ANY)]) == [2]
+    second, = (both.read_many(["/t/a", "/t"])[path] for path in ["/t/a"])
+    assert 0 < first.czxid == first.mzxid == second.czxid < second.mzxid and both.read("/t/a").mzxid == second.mzxid
+    assert first == Value(b"2", 1) and MISSING.czxid == MISSING.mzxid == 0
+    both.commit([Delete("/t/a", 2)])
+    both.commit([Create("/t/a", b"1")])
+    assert both.read("/t/a").czxid > second.mzxid
+
+
 def test_many_keys_are_read_in_one_request_and_one_by_one_where_the_server_knows_no_better(real: ZooKeeper) -> None:
     real.commit([Create(f"/t/{number:03}", f"value {number}".encode()) for number in range(450)])
     real.commit([Write("/t/007", b"", 0), Write("/t/008", bytes(range(256)) * 15, ANY)])

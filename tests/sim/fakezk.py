@@ -8,7 +8,7 @@ simulator delivers them, coalesced, as kazoo does it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pvcd.cluster.errors import Conflict, OutcomeUnknown, Unreachable
@@ -23,6 +23,12 @@ class Node:
     data: bytes
     version: int = 0
     owner: str | None = None
+    czxid: int = 0
+    mzxid: int = 0
+
+    @property
+    def value(self) -> Value:
+        return Value(self.data, self.version, self.czxid, self.mzxid)
 
 
 class Tree(dict[str, Node]):
@@ -78,13 +84,12 @@ class FakeServer:
             del self.nodes[name]
             self._changed(name)
 
-    def commit(self, client: str, changes: Sequence[Change]) -> None:
-        """All or nothing, checked and applied in order. Raises Conflict."""
+    def commit(self, client: str, changes: Sequence[Change]) -> list[int | None]:
+        """All or nothing, checked and applied in order; the version that each change gave its key. Raises Conflict."""
         before = {change.path: self.nodes.get(change.path) for change in changes}
-        copies = {path: Node(node.data, node.version, node.owner) if node else None for path, node in before.items()}
+        copies = {path: replace(node) if node else None for path, node in before.items()}
         try:
-            for change in changes:
-                self._apply(client, change)
+            versions = [self._apply(client, change) for change in changes]
         except Conflict:
             for path, node in copies.items():
                 if node is None:
@@ -98,8 +103,9 @@ class FakeServer:
         self.zxid += bool(written)
         if self.on_commit is not None:
             self.on_commit(client, changes)
+        return versions
 
-    def _apply(self, client: str, change: Change) -> None:
+    def _apply(self, client: str, change: Change) -> int | None:
         found = self.nodes.get(change.path)
         if isinstance(change, Create):
             if found is not None:
@@ -107,18 +113,20 @@ class FakeServer:
             parent = change.path.rpartition("/")[0]
             if parent and parent not in self.nodes:
                 raise Conflict(change.path, "is gone")
-            self.nodes[change.path] = Node(change.data, owner=client if change.ephemeral else None)
-            return
+            self.nodes[change.path] = Node(change.data, 0, client if change.ephemeral else None, self.zxid + 1, self.zxid + 1)
+            return 0
         if found is None:
             raise Conflict(change.path, "is gone")
         if change.version not in (ANY, found.version):
             raise Conflict(change.path, "BadVersionError")
         if isinstance(change, Write):
-            found.data, found.version = change.data, found.version + 1
-        elif not isinstance(change, Check):
+            found.data, found.version, found.mzxid = change.data, found.version + 1, self.zxid + 1
+            return found.version
+        if not isinstance(change, Check):
             if self.children(change.path):
                 raise Conflict(change.path, "NotEmptyError")
             del self.nodes[change.path]
+        return None
 
     def expire(self, client: str) -> None:
         """The client's session has ended: its ephemerals go."""
@@ -170,7 +178,7 @@ class FakeZooKeeper:
 
     def lag(self, behind: bool) -> None:
         """Read from a follower that stands still, until `sync`, a commit or `lag(False)`."""
-        self._snapshot = {path: Value(node.data, node.version) for path, node in self.server.nodes.items()} if behind else None
+        self._snapshot = {path: node.value for path, node in self.server.nodes.items()} if behind else None
 
     def forget(self) -> None:
         """The process has died: its watches and ephemerals are gone."""
@@ -197,7 +205,7 @@ class FakeZooKeeper:
         if self._snapshot is not None:
             return {path: self._snapshot.get(path, MISSING) for path in paths}
         found = {path: self.server.nodes.get(path) for path in paths}
-        return {path: Value(node.data, node.version) if node else MISSING for path, node in found.items()}
+        return {path: node.value if node else MISSING for path, node in found.items()}
 
     def children(self, path: str) -> list[str] | None:
         self._reach()
@@ -207,17 +215,17 @@ class FakeZooKeeper:
         self._reach()
         self._snapshot = None
 
-    def commit(self, changes: Sequence[Change]) -> None:
+    def commit(self, changes: Sequence[Change]) -> list[int | None]:
         check_sizes(changes)
         self._reach()
         self.before_commit(changes)
         self._reach()
         self._snapshot = None
         lose, self.lose = self.lose, None
-        if lose != "before":
-            self.server.commit(self.name, changes)
+        versions = [] if lose == "before" else self.server.commit(self.name, changes)
         if lose is not None:
             raise OutcomeUnknown("ZooKeeper's answer was lost")
+        return versions
 
     def delete_tree(self, path: str) -> None:
         self._reach()

@@ -24,8 +24,10 @@ def _filtered(keep: Callable[[Change], Change | None]) -> Any:
     """Every transaction of every node goes through `keep`: a change is dropped, or another takes its place."""
     original = Store.apply
 
-    def apply(self: Store, changes: Sequence[Change]) -> None:
-        original(self, tuple(kept for change in changes if (kept := keep(change)) is not None))
+    def apply(self: Store, changes: Sequence[Change]) -> list[int | None]:
+        kept = [keep(change) for change in changes]
+        made = iter(original(self, tuple(change for change in kept if change is not None)))
+        return [None if change is None else next(made) for change in kept]
     return mock.patch.object(Store, "apply", apply)
 
 
@@ -47,9 +49,8 @@ def no_gate() -> Any:
     """Effects are not preceded by a check that all is still as it was decided on."""
     original = Store.apply
 
-    def apply(self: Store, changes: Sequence[Change]) -> None:
-        if not all(isinstance(change, Check) for change in changes):
-            original(self, changes)
+    def apply(self: Store, changes: Sequence[Change]) -> list[int | None]:
+        return [None for _ in changes] if all(isinstance(change, Check) for change in changes) else original(self, changes)
     return mock.patch.object(Store, "apply", apply)
 
 

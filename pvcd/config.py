@@ -2,7 +2,7 @@
 # Copyright (C) 2026 The PVC developers
 """`PVCD_CONFIG_FILE` → `Config`, naming the key that is missing or wrong. Main thread, at start.
 
-The section named like the host wins, `[default]` fills the gaps.
+The section named like the node wins, `[default]` fills the gaps. A node is named like its host, or as `node_name` says.
 """
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .cluster.schema import is_node_name, printable
+
 DEFAULTS: Mapping[str, str] = {
     "zookeeper": "127.0.0.1:2181", "keepalive_interval": "5", "ipmi_hostname": "", "ipmi_username": "", "ipmi_password": "",
-    "fence_intervals": "6", "fence_action": "reboot", "migration_workers": "4", "shutdown_timeout": "30", "migrate_unsafe": "no"}
+    "fence_intervals": "6", "fence_action": "reboot", "migration_workers": "4", "shutdown_timeout": "30", "migrate_unsafe": "no",
+    "node_name": ""}
 
 ELECTION_S = 5.0
 """What an election of a ZooKeeper leader may take; part of the silence that must not get anybody fenced."""
@@ -27,7 +30,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Config:
-    """The daemon's configuration. Times in seconds."""
+    """The daemon's configuration. Times in seconds. `node`: the name it joins under; `named`: the file itself says so."""
 
     zookeeper: str
     keepalive_interval: float
@@ -39,6 +42,8 @@ class Config:
     migration_workers: int
     shutdown_timeout: float
     migrate_unsafe: bool
+    node: str = ""
+    named: bool = False
     warnings: tuple[str, ...] = ()
 
     @property
@@ -63,18 +68,21 @@ def load(path: str, hostname: str) -> Config:
         raise ConfigError(f"{path}: {error.strerror}. Copy /etc/pvc/pvcd.conf.sample to {path} and edit it.") from error
     except (configparser.Error, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a configuration file: {str(error).splitlines()[0]}") from error
-    own = dict(parser[hostname]) if parser.has_section(hostname) else {}
     common = dict(parser["default"]) if parser.has_section("default") else {}
+    own = dict(parser[hostname]) if parser.has_section(hostname) else {}
+    node = own.get("node_name") or common.get("node_name") or hostname
+    if node != hostname and parser.has_section(node):
+        own = {**own, **parser[node]}
     if not own and not common:
         raise ConfigError(f"{path}: has neither a section [{hostname}] nor [default]. Copy /etc/pvc/pvcd.conf.sample and edit it.")
     values = {**DEFAULTS, **common, **own}
     if values["ipmi_password"] and mode & stat.S_IROTH:
         raise ConfigError(f"{path}: holds a password and everybody can read it. chmod 0640 {path}")
     warnings = tuple(f"{path}: unknown key '{key}' is ignored" for key in sorted(set(values) - set(DEFAULTS)))
-    return _checked(path, values, hostname, warnings)
+    return _checked(path, values, node, warnings)
 
 
-def _checked(path: str, values: Mapping[str, str], hostname: str, warnings: tuple[str, ...]) -> Config:
+def _checked(path: str, values: Mapping[str, str], node: str, warnings: tuple[str, ...]) -> Config:
     def wrong(key: str, expected: str) -> ConfigError:
         shown = "(not shown)" if key == "ipmi_password" else f"'{values[key]}'"
         return ConfigError(f"{path}: {key} = {shown}: {expected}")
@@ -97,6 +105,11 @@ def _checked(path: str, values: Mapping[str, str], hostname: str, warnings: tupl
     zookeeper = re.sub(r"\s*,\s*", ",", values["zookeeper"])
     if not re.fullmatch(r"[A-Za-z0-9.\-]+(:[0-9]+)?(,[A-Za-z0-9.\-]+(:[0-9]+)?)*", zookeeper):
         raise wrong("zookeeper", "must be HOST:PORT, or several separated by commas")
+    if not is_node_name(node):
+        raise ConfigError(f"{path}: '{printable(node)}' cannot be the name of a node: letters, digits, '-' and '.' only, as in a host name. "
+                          "Set node_name, and let the other nodes resolve it")
+    if values["node_name"] not in ("", node):
+        raise wrong("node_name", f"another section names this node '{node}'")
     if values["fence_action"] not in ("reboot", "off"):
         raise wrong("fence_action", "must be 'reboot' or 'off'")
     if values["migrate_unsafe"].lower() not in ("yes", "no", "true", "false", "1", "0"):
@@ -108,10 +121,10 @@ def _checked(path: str, values: Mapping[str, str], hostname: str, warnings: tupl
     if not re.fullmatch(r"[\x20-\x7e]{0,20}", values["ipmi_password"]):
         raise wrong("ipmi_password", "must have at most 20 printable ASCII characters (IPMI 2.0 takes no more)")
     config = Config(
-        zookeeper, number("keepalive_interval", 1, 60), values["ipmi_hostname"] or _bmc_name(hostname),
+        zookeeper, number("keepalive_interval", 1, 60), values["ipmi_hostname"] or _bmc_name(node),
         values["ipmi_username"], values["ipmi_password"], whole("fence_intervals", 3, 100), values["fence_action"],
         whole("migration_workers", 1, 32), number("shutdown_timeout", 1, 3600),
-        values["migrate_unsafe"].lower() in ("yes", "true", "1"), warnings)
+        values["migrate_unsafe"].lower() in ("yes", "true", "1"), node, bool(values["node_name"]), warnings)
     _refuse_hasty(path, config)
     return config
 

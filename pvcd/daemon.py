@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from . import ansiiprint, identity, zxid
+from . import ansiiprint, identity
 from . import config as configuration
 from .cluster import schema
 from .cluster.errors import HypervisorUnknown, PVCError, Unreachable
-from .cluster.records import ANY, Check, Timing, View, Write
+from .cluster.records import ANY, Check, Timing, View, Write, decode_hold
 from .cluster.schema import DaemonState
 from .cluster.store import Store
 from .cluster.zk import ZooKeeper
@@ -34,20 +34,24 @@ from .instances import NODES, VIEW, Instances
 from .ipmi import Ipmi
 from .keepalive import Keepalive, measure
 from .liveness import Liveness
+from .machine import Host, Refused, WrongIdentity, recall, refuse_renamed, remember
+from .marks import Marks, TakenBack
 from .notify import Notifier
 from .reconciler import Reconciler
-from .registration import Refused, Registration, Start, adoptable
+from .registration import Registration, Start, adoptable
 from .situation import Level
 from .standing import Standing
 from .supervisor import Supervisor
 from .view import ViewCache
 
 CONFIGURATION_ERROR, MAY_COME_LATER = 78, 1
+NEEDS_AN_OPERATOR = CONFIGURATION_ERROR  # systemd does not try again
 PREFLIGHT_S = 15.0
 RESYNC_S = 60.0
 ARRIVALS_S = 30.0
 COLLECT_PAUSE_S = 0.2
-STATE_DIRECTORY = "/var/lib/pvc"
+GUESTS_SERVICE = Path("/etc/systemd/system/multi-user.target.wants/libvirt-guests.service")
+STATE_DIRECTORY = Path("/var/lib/pvc")
 
 
 def main() -> int:
@@ -56,6 +60,9 @@ def main() -> int:
     if not path:
         _say(Level.CRITICAL, "PVCD_CONFIG_FILE is not set; it names the configuration file: PVCD_CONFIG_FILE=/etc/pvc/pvcd.conf")
         return CONFIGURATION_ERROR
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, lambda *_: stop.set())
     try:
         config = configuration.load(path, socket.gethostname())
     except configuration.ConfigError as error:
@@ -63,14 +70,17 @@ def main() -> int:
         return CONFIGURATION_ERROR
     for warning in config.warnings:
         _say(Level.WARNING, warning)
-    daemon = Daemon(config)
+    daemon = Daemon(config, stop)
     try:
         daemon.start()
         return daemon.serve()
-    except (PVCError, Refused) as error:
+    except PVCError as error:
         _say(Level.CRITICAL, str(error))
+        daemon.notifier.status(str(error))
         daemon.outlast_doubt()
-        return MAY_COME_LATER
+        if stop.is_set():
+            return daemon.end()
+        return NEEDS_AN_OPERATOR if isinstance(error, (WrongIdentity, TakenBack)) else MAY_COME_LATER
     finally:
         daemon.close()
 
@@ -99,17 +109,19 @@ class _Flags:
 class Daemon:
     """The whole of pvcd on one host. Built and stopped by the main thread."""
 
-    def __init__(self, config: configuration.Config) -> None:
-        self.config, self.node = config, socket.gethostname()
+    def __init__(self, config: configuration.Config, stop: threading.Event) -> None:
+        self.config, self.node = config, config.node
         self.clock = identity.boottime
-        self.flags = _Flags(threading.Event())
+        self.flags = _Flags(stop)
         self.collect_wake = threading.Event()
         self.notifier = Notifier(os.environ.get("NOTIFY_SOCKET", ""))
         self.reconciler = Reconciler(lambda key: self.instances.visit(key), self.clock, self._report, workers=4)
         self.hypervisor = LibvirtHypervisor(notify=self._libvirt_event, migration_workers=config.migration_workers,
                                             migrate_unsafe=config.migrate_unsafe)
-        self.zk = ZooKeeper(config.zookeeper, config.session_timeout_s, config.call_timeout_s, self._zookeeper_state)
-        self.store = Store(self.zk)
+        self.zk = ZooKeeper(config.zookeeper, config.session_timeout_s, config.call_timeout_s, self._zookeeper_state, guarded=True)
+        self.host = Host(self.node, identity.boot(), identity.machine_id())
+        self.marks = Marks(self.zk, self.node, self.host.machine_id, STATE_DIRECTORY)
+        self.store = Store(self.zk, self.marks.acknowledged)
         self.cache = ViewCache(self.store, self._view_changed)
         self.standing = Standing(self.node)
         self.env = Environment(
@@ -118,10 +130,10 @@ class Daemon:
             config.shutdown_timeout)
         self.instances = Instances(self.env, self.zk, self.cache, self.reconciler.forget)
         self.keepalive = Keepalive(
-            self.store, self.standing, config.keepalive_interval, self.clock, time.time, _say, self._acknowledged, self._exit,
-            self._rewrite, lambda: self.cache.current().nodes.get(self.node), self.notifier.watchdog)
+            self.store, self.standing, self.marks, config.keepalive_interval, self.clock, time.time, _say, self._acknowledged, self._exit,
+            self._rewrite, lambda: self.cache.current().nodes.get(self.node), self.notifier.watchdog,
+            self._refused)
         self.supervisor = Supervisor()
-        self._zxids = zxid.Newest()
         self._closed = threading.Event()
         self.liveness = Liveness(self.node, config.keepalive_interval)
         self.fencing = Fencing(self.store, Ipmi(), self.liveness, self.node, self.env.actor, self.cache.current, _hold, _say, utc,
@@ -135,21 +147,26 @@ class Daemon:
     # -------------------------------------------------------------------------------------------------------- start
 
     def start(self) -> None:
-        """Everything up to `run`. Raises what ends the start: exit status 1, and systemd tries again."""
-        signal.signal(signal.SIGTERM, lambda *_: self.flags.stop.set())
-        signal.signal(signal.SIGINT, lambda *_: self.flags.stop.set())
-        signal.signal(signal.SIGQUIT, lambda *_: self.flags.stop.set())
+        """Everything up to `run`, or up to the moment in which this process is told to stop: `serve` then writes `stop`. A registration is
+        finished all the same, since only a registered node can say so. Raises what ends the start: exit status 1, and systemd tries again.
+        """
         self._preflight()
         start = self._register()
+        if self.flags.stop.is_set():
+            return
         self._spawn("collector", self._collect)
         self.keepalive.thread.start()
         self.supervisor.watch([self.keepalive.thread])
         self._write_state(DaemonState.INIT)
-        if start.wait_s and self.flags.stop.wait(start.wait_s):
+        if self.flags.stop.wait(start.wait_s):
             return
         self.cache.refresh()
         self.instances.start()
         self._adopt()
+        if not self.flags.stop.is_set():
+            self._run()
+
+    def _run(self) -> None:
         self.store.apply((self._mine(), Write(schema.node_key(self.node, "protocol"), str(schema.PROTOCOL_VERSION).encode(), ANY)))
         self.keepalive.daemonstate = DaemonState.RUN
         self._write_state(DaemonState.RUN)
@@ -164,6 +181,8 @@ class Daemon:
     def _preflight(self) -> None:
         static = identity.static_data()
         _say(Level.INFO, f"pvcd on {self.node}: {static}")
+        self.remembered = recall(STATE_DIRECTORY, self.host.machine_id)
+        refuse_renamed(self.remembered, self.node, self.config.named, STATE_DIRECTORY)
         try:
             self.hypervisor.start(PREFLIGHT_S)
         except HypervisorUnknown as error:
@@ -176,24 +195,51 @@ class Daemon:
         except Unreachable as error:
             raise Refused(f"ZooKeeper does not answer at {self.config.zookeeper}: {error}. Look at it: "
                           "systemctl status zookeeper") from error
-        self.zk.sync(schema.NODES)  # the first answer tells where ZooKeeper is
-        zxid.refuse_older(Path(STATE_DIRECTORY), self.zk.last_zxid)
+        self._compare_marks()
+
+    def _compare_marks(self) -> None:
+        """Before anything is written. Raises TakenBack."""
+        try:
+            hold = decode_hold(self.marks.look()[schema.FENCES])
+        except TakenBack:
+            self.marks.warn_others()
+            raise
+        if hold.restored:
+            raise TakenBack(f"{hold.by or '?'} says that ZooKeeper's data was lost or restored from an older copy. {self.marks.way_out}")
 
     def _register(self) -> Start:
-        config, machine_id = self.config, identity.machine_id()
+        config, boot = self.config, identity.kernel_boot()
         static = {
             "staticdata": identity.static_data(), "ipmihostname": config.ipmi_hostname, "ipmiusername": config.ipmi_username,
             "ipmipassword": config.ipmi_password, "protocol": "0",
             "timing": Timing(config.keepalive_interval, config.fence_intervals).encode().decode()}
-        self.registration = Registration(self.store, self.hypervisor, self.node, identity.boot(), machine_id, utc())
-        start, version = self.registration.run(static)
+        self.registration = Registration(self.store, self.hypervisor, self.host, utc(), lambda text: _say(Level.CRITICAL, text))
+        watched_s = self.registration.look()
+        if watched_s:
+            _say(Level.INFO, f"{self.node} is registered under another boot: watches for {watched_s:g} s whether another host of this name is alive")
+            threading.Event().wait(watched_s)  # also when told to stop: only a registered node can write `stop`
+        start, version = self.registration.run(static, self.remembered.is_other_boot(boot))
+        remember(STATE_DIRECTORY, self.host, boot)
         self.standing.inc = start.inc
         self.standing.set_up(version)
         _say(Level.INFO, f"registered ({start.rule}) as incarnation {start.inc}")
         if not config.ipmi_username or not config.ipmi_password:
             _say(Level.WARNING, "no IPMI user and password are configured: this node cannot be fenced, and its VMs are not recovered "
                                 "when it dies until an operator confirms that it is off")
+        self._warn_of_autostart()
         return start
+
+    def _warn_of_autostart(self) -> None:
+        """What libvirt starts by itself at boot runs before anybody has looked who may run it."""
+        known = self.store.domains()
+        for domain in self.hypervisor.kept():
+            if domain.uuid in known:
+                what = ("libvirt starts it by itself at boot, when it may run elsewhere already: virsh autostart --disable" if domain.autostart
+                        else "libvirt keeps a definition of its own of it: virsh undefine")
+                _say(Level.WARNING, f"{domain.name}: {what} {domain.name}")
+        if GUESTS_SERVICE.exists():
+            _say(Level.WARNING, "libvirt-guests is enabled: it stops or suspends VMs behind PVC's back when this host goes down. "
+                                "systemctl disable --now libvirt-guests.service")
 
     def _adopt(self) -> None:
         """Look once at every VM that runs here, so that what runs is claimed before anybody takes `run` as an answer."""
@@ -224,7 +270,12 @@ class Daemon:
             if wrong and not self.flags.stop.is_set():  # told to stop in this very moment, threads end as they should
                 _say(Level.CRITICAL, f"ends: {wrong}")
                 os._exit(MAY_COME_LATER)
-        self._stop()
+        return self.end()
+
+    def end(self) -> int:
+        """Stop, as told by a signal; also when the start was not over, or has failed."""
+        if self.standing.inc:
+            self._stop()
         return 0
 
     def _stop(self) -> None:
@@ -244,6 +295,7 @@ class Daemon:
             self._write_state(DaemonState.STOP)
         except PVCError as error:
             _say(Level.WARNING, f"`stop` could not be written ({error}): peers will look after this node if it stays away")
+        self.marks.keep()
 
     def close(self) -> None:
         self._closed.set()
@@ -309,24 +361,12 @@ class Daemon:
         while not self.flags.stop.wait(min(1.0, self.config.keepalive_interval / 4)):
             self.supervisor.beat("timer")
             self.zk.ensure_alive()
-            self._refuse_older()
+            self.marks.keep()
             now = self.clock()
             if now - self._last_resync >= RESYNC_S:
                 self._last_resync = now
                 self.instances.resync()
-                zxid.keep(Path(STATE_DIRECTORY), self._zxids.seen)
             self._observe_peers()
-
-    def _refuse_older(self) -> None:
-        """A new session may begin at a server that is behind by a moment, so the leader is asked. The next start says what to do."""
-        if not self._zxids.went_back(self.zk.last_zxid):
-            return
-        try:
-            self.zk.sync(schema.NODES)
-        except PVCError:
-            return
-        if self._zxids.went_back(self.zk.last_zxid):
-            self._exit("ZooKeeper's data is older than what this process has seen")
 
     def _observe_peers(self) -> None:
         acknowledged = self._last_acknowledged
@@ -371,6 +411,13 @@ class Daemon:
     def _zookeeper_state(self, connected: bool) -> None:
         _say(Level.INFO if connected else Level.WARNING, "ZooKeeper: " + ("connected" if connected else "connection lost"))
         if connected:
+            self.keepalive.wake()  # nothing is written on a new connection before a round has looked at what is behind it
+            self.instances.resync()
+
+    def _refused(self, reason: str) -> None:
+        """What must not act says so in `systemctl status`; afterwards everything is looked at again."""
+        self.notifier.status(reason or f"running as {self.node}, incarnation {self.standing.inc}")
+        if not reason:
             self.instances.resync()
 
     def _acknowledged(self, now: float) -> None:

@@ -50,12 +50,12 @@ class Reconciler:
             thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Let running visits end and start no more. True if all ended within `timeout_s`."""
+        """Let running visits end and start no more. True if all ended within `timeout_s`. The threads need not have been started."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         deadline = self._clock() + timeout_s
-        for thread in self.threads:
+        for thread in (thread for thread in self.threads if thread.ident is not None):
             thread.join(max(0.0, deadline - self._clock()))
         return not any(thread.is_alive() for thread in self.threads)
 

@@ -34,7 +34,7 @@ from kazoo.recipe.watchers import ChildrenWatch, DataWatch
 from kazoo.retry import KazooRetry
 
 from . import schema
-from .errors import Conflict, OutcomeUnknown, TooLarge, Unreachable
+from .errors import GONE, Conflict, OutcomeUnknown, TooLarge, Unreachable
 from .multiread import MultiRead
 from .records import ANY, MISSING, Change, Check, Create, Delete, Value, Write
 
@@ -56,6 +56,8 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._socket: Any = None
+        self.connections = 0
+        """tried so far: the number of the present one"""
         self._tasks: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = queue.SimpleQueue()
         self.workers = [threading.Thread(target=self._work, name=f"zookeeper-{number}", daemon=True) for number in range(POOL_THREADS)]
         for worker in self.workers:
@@ -69,6 +71,7 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
     def create_connection(self, *args: Any, **kwargs: Any) -> Any:
         """kazoo waits a whole session timeout for one server's TCP answer: a host that is cut off would hold up all the others."""
         kwargs["timeout"] = min(kwargs.get("timeout") or CONNECT_S, CONNECT_S)
+        self.connections += 1
         self._socket = super().create_connection(*args, **kwargs)
         return self._socket
 
@@ -99,10 +102,13 @@ class _Handler(SequentialThreadingHandler):  # type: ignore[misc]
 
 
 class ZooKeeper:
-    """`on_state(connected)` is called on kazoo's thread at each change and must only enqueue. Times are seconds."""
+    """`on_state(connected)` is called on kazoo's thread at each change and must only enqueue. Times are seconds.
+
+    `guarded`: nothing is written on a connection that was not admitted, since the data behind it may be older than what was seen.
+    """
 
     def __init__(self, hosts: str, session_timeout_s: float, call_timeout_s: float,
-                 on_state: Callable[[bool], None] | None = None) -> None:
+                 on_state: Callable[[bool], None] | None = None, guarded: bool = False) -> None:
         self.hosts, self._call_timeout_s, self._on_state = hosts, call_timeout_s, on_state
         self._answered, self._patience_s = time.monotonic(), session_timeout_s / 3
         # kazoo's default doubles the delay up to an hour: after a 70 s outage most nodes would be away long enough to be fenced.
@@ -112,6 +118,7 @@ class ZooKeeper:
                                    read_only=False, logger=_silent)
         self._client.add_listener(self._state_changed)
         self._stopping = False
+        self._guarded, self._admitted = guarded, 0
         self._multi_read = True
         self._watched: dict[str, object] = {}
         self._created: dict[str, int] = {}
@@ -140,6 +147,20 @@ class ZooKeeper:
     @property
     def connected(self) -> bool:
         return bool(self._client.connected)
+
+    @property
+    def connection(self) -> int:
+        """The number of the present connection: another one for each that is opened, before anything is sent on it."""
+        return self._handler.connections
+
+    @property
+    def admitted(self) -> bool:
+        """The present connection may be written on."""
+        return not self._guarded or self._admitted == self.connection
+
+    def admit(self, connection: int) -> None:
+        """What is behind this connection was looked at: it may be written on."""
+        self._admitted = connection
 
     @property
     def threads(self) -> list[threading.Thread]:
@@ -230,8 +251,9 @@ class ZooKeeper:
 
     # ---------------------------------------------------------------------------------------------------------- writes
 
-    def commit(self, changes: Sequence[Change]) -> list[int | None]:
+    def commit(self, changes: Sequence[Change], unseen: bool = False) -> list[int | None]:
         """Apply all changes or none, in one transaction. Returns the version that each change gave its key; None for a check and a delete.
+        `unseen`: also on a connection that was not admitted.
 
         Raises Conflict (a version or an existence is not as decided on), TooLarge and Unreachable (nothing was sent), or
         OutcomeUnknown (sent, and the answer was lost).
@@ -239,6 +261,8 @@ class ZooKeeper:
         check_sizes(changes)
         if not self._client.connected:
             raise Unreachable("not connected to ZooKeeper; nothing was written")
+        if not (unseen or self.admitted):
+            raise Unreachable("what this connection to ZooKeeper shows was not compared with what was seen before; nothing was written")
         transaction = self._client.transaction()
         for change in changes:
             _add(transaction, change)
@@ -316,7 +340,7 @@ class ZooKeeper:
         return None
 
 
-_CONFLICTS: dict[type[Exception], str] = {NoNodeError: "is gone", NodeExistsError: "exists already", NotEmptyError: "has new keys below it"}
+_CONFLICTS: dict[type[Exception], str] = {NoNodeError: GONE, NodeExistsError: "exists already", NotEmptyError: "has new keys below it"}
 
 
 def _add(transaction: Any, change: Change) -> None:

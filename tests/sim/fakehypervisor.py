@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pvcd.cluster import definition
 from pvcd.cluster.errors import BadDefinition, HypervisorError, HypervisorUnknown
-from pvcd.local import Call, CallState, Guest, Local, Status
+from pvcd.local import Call, CallState, Guest, Kept, Local, Status
 
 RESUME_S = 30.0
 HALF_COPY_S = 33.0
@@ -27,6 +27,7 @@ class Copy:
     status: Status
     life: int
     since: float
+    autostart: bool = False
 
 
 @dataclass
@@ -223,6 +224,14 @@ class FakeHypervisor:
     def inventory(self) -> tuple[Guest, ...]:
         self._answer()
         return tuple(Guest(uuid, copy.name, copy.status, copy.memory_mib) for uuid, copy in sorted(self.copies.items()))
+
+    def starts_by_itself(self, uuid: str) -> bool:
+        self._answer()
+        return uuid in self.copies and self.copies[uuid].autostart
+
+    def kept(self) -> tuple[Kept, ...]:
+        self._answer()
+        return tuple(Kept(uuid, copy.name, True) for uuid, copy in sorted(self.copies.items()) if copy.autostart)
 
     def create(self, xml: str) -> None:
         self.before_effect("create")

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from . import directed, directed_doubt, directed_faults, directed_fences, directed_moves
+from . import directed, directed_doubt, directed_faults, directed_fences, directed_identity, directed_moves
 
 SCHEDULES = (directed.SCHEDULES + directed_doubt.SCHEDULES + directed_fences.SCHEDULES + directed_faults.SCHEDULES
-             + directed_moves.SCHEDULES)
+             + directed_identity.SCHEDULES + directed_moves.SCHEDULES)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.__name__)

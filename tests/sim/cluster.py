@@ -7,7 +7,6 @@ the process may die there. So every decision may act on stale knowledge, and eve
 """
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -36,7 +35,7 @@ from pvcd.keepalive import Keepalive
 from pvcd.liveness import Liveness
 from pvcd.machine import Host as Machine
 from pvcd.machine import Refused, WrongIdentity
-from pvcd.marks import Marks, Memory, TakenBack
+from pvcd.marks import TakenBack
 from pvcd.reconciler import Reconciler
 from pvcd.registration import Registration, adoptable
 from pvcd.situation import Level
@@ -46,6 +45,7 @@ from pvcd.view import ViewCache
 from .fakehypervisor import Fabric, FakeHypervisor
 from .fakeipmi import FakeIpmi
 from .fakezk import FakeServer, FakeZooKeeper
+from .host import Disk, Host
 
 TICK_S = 5.0
 BUSY = 300
@@ -59,47 +59,6 @@ class Killed(BaseException):
 
 class Violation(AssertionError):
     """An invariant of the protocol does not hold."""
-
-
-@dataclass
-class Host:
-    """One machine: power, boot, libvirt, its controller, and the pvcd that runs on it, if one does.
-
-    `name` is the node that it says it is; `key` is the machine itself, another one for a copy. `mark` is what its disk remembers.
-    """
-
-    name: str
-    hypervisor: FakeHypervisor
-    zk: FakeZooKeeper
-    boot: int = 1
-    power: bool = True
-    bmc: str = "ok"
-    daemon: Daemon | None = None
-    down_since: float = 0.0
-    last_keepalive: float = 0.0
-    key: str = ""
-    machine: str = ""
-    mark: Memory = Memory()
-    refused: bool = False
-    """pvcd has ended with the status after which systemd does not try again"""
-
-    def __post_init__(self) -> None:
-        self.key = self.key or self.name
-        self.machine = self.machine or hashlib.md5(self.name.encode(), usedforsecurity=False).hexdigest()
-
-
-class Disk(Marks):
-    """Marks that are kept on a host's disk."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        super().__init__(host.zk, host.name, host.machine)
-
-    def keep(self) -> None:
-        self.host.mark = self._memory
-
-    def _load(self) -> Memory:
-        return self.host.mark
 
 
 @dataclass

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pvcd.marks import Marks, Memory
@@ -34,7 +34,7 @@ class Host:
     last_keepalive: float = 0.0
     key: str = ""
     machine: str = ""
-    mark: Memory = Memory()
+    mark: Memory = field(default_factory=Memory)
     refused: bool = False
     """pvcd has ended with the status after which systemd does not try again"""
 

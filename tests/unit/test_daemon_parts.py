@@ -27,7 +27,6 @@ from pvcd.situation import Level
 from pvcd.standing import Answer, Standing, answer
 from pvcd.supervisor import PATIENCE, Supervisor
 
-
 MACHINE = "0123456789abcdef" * 2
 
 

@@ -164,8 +164,8 @@ def test_the_claims_written_last_are_remembered(tmp_path: Path) -> None:
     assert c.marks._memory.claims == claims
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"node": "a"}', "[" * 5000, '{"node": "a", "machineid": "%s", "claims": 3}' % MACHINE,
-                                  '{"node": "a", "machineid": "%s", "claims": {}, "keepalive": [1], "fence": [1, 2], "zxid": 3}' % MACHINE])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"node": "a"}', "[" * 5000, f'{{"node": "a", "machineid": "{MACHINE}", "claims": 3}}',
+                                  f'{{"node": "a", "machineid": "{MACHINE}", "claims": {{}}, "keepalive": [1], "fence": [1, 2], "zxid": 3}}'])
 def test_a_file_that_cannot_be_understood_remembers_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "mark").write_text(text)
     c = Cluster(tmp_path)

@@ -245,7 +245,7 @@ def test_a_machine_that_is_registered_under_another_name_does_not_join() -> None
     node = Node()
     node.start()
     node.guest(Claim("a", "b1/0"))
-    with pytest.raises(WrongIdentity, match="node_name = a .*systemd-machine-id-setup") as refused:
+    with pytest.raises(WrongIdentity, match=r"node_name = a .*systemd-machine-id-setup") as refused:
         node.start(name="a.example.org")
     assert "a.example.org" in str(refused.value) and len(node.hypervisor.inventory()) == 1
     assert node.server.children(schema.NODES) == ["a"] and schema.fence("a.example.org") not in node.server.nodes
@@ -276,7 +276,7 @@ def test_a_name_that_has_changed_by_itself_is_refused(tmp_path: Path) -> None:
     refuse_renamed(old, "a", False, tmp_path)
     refuse_renamed(old, "c", True, tmp_path)
     refuse_renamed(Remembered(), "c", False, tmp_path)
-    with pytest.raises(WrongIdentity, match="hostnamectl set-hostname a.*node_name = a.*pvc node remove a"):
+    with pytest.raises(WrongIdentity, match=r"hostnamectl set-hostname a.*node_name = a.*pvc node remove a"):
         refuse_renamed(old, "c", False, tmp_path)
     assert [old.is_other_boot(boot) for boot in ("boot 1", "boot 2")] == [False, True] and not Remembered("a").is_other_boot("boot 2")
     for garbage in ("", "[]", "{", '{"machineid": 1}', "[" * 5000):

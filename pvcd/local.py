@@ -87,6 +87,15 @@ class Guest:
     status: Status
 
 
+@dataclass(frozen=True)
+class Kept:
+    """One domain that libvirt itself keeps (persistent)."""
+
+    uuid: str
+    name: str
+    autostart: bool
+
+
 class Hypervisor(Protocol):
     """Verbs on local domains. Each raises HypervisorError (a definite no) or HypervisorUnknown, unless it says otherwise."""
 
@@ -100,6 +109,12 @@ class Hypervisor(Protocol):
 
     def in_doubt(self) -> tuple[str, ...]:
         """UUIDs of the domains that are paused as the source of a migration. Domains that libvirt itself keeps are not PVC's."""
+
+    def starts_by_itself(self, uuid: str) -> bool:
+        """libvirt keeps this running domain and starts it at each boot (persistent, with autostart)."""
+
+    def kept(self) -> tuple[Kept, ...]:
+        """The domains that libvirt itself keeps, running or not."""
 
     def create(self, xml: str) -> None:
         """Start a transient domain; returns when its guest runs."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pvcd.cluster import definition
 from pvcd.cluster.errors import BadDefinition, HypervisorError, HypervisorUnknown
-from pvcd.local import Call, CallState, Ending, Guest, Local, Status
+from pvcd.local import Call, CallState, Ending, Guest, Kept, Local, Status
 
 RESUME_S = 30.0
 HALF_COPY_S = 33.0
@@ -30,6 +30,7 @@ class Copy:
     persistent: bool = False
     dumping: bool = False
     """libvirt writes a dump of it"""
+    autostart: bool = False
 
 
 @dataclass
@@ -256,6 +257,14 @@ class FakeHypervisor:
     def inventory(self) -> tuple[Guest, ...]:
         self._answer()
         return tuple(Guest(uuid, copy.name, copy.status) for uuid, copy in sorted(self.copies.items()))
+
+    def starts_by_itself(self, uuid: str) -> bool:
+        self._answer()
+        return uuid in self.copies and self.copies[uuid].autostart
+
+    def kept(self) -> tuple[Kept, ...]:
+        self._answer()
+        return tuple(Kept(uuid, copy.name, True) for uuid, copy in sorted(self.copies.items()) if copy.autostart)
 
     def create(self, xml: str) -> None:
         self.before_effect("create")

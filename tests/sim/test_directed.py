@@ -7,10 +7,21 @@ from collections.abc import Callable
 
 import pytest
 
-from . import directed, directed_bmc, directed_departure, directed_doubt, directed_faults, directed_fences, directed_moves, directed_starts
+from . import (
+    directed,
+    directed_bmc,
+    directed_departure,
+    directed_doubt,
+    directed_faults,
+    directed_fences,
+    directed_identity,
+    directed_moves,
+    directed_starts,
+)
 
 SCHEDULES = (directed.SCHEDULES + directed_doubt.SCHEDULES + directed_fences.SCHEDULES + directed_faults.SCHEDULES
-             + directed_moves.SCHEDULES + directed_bmc.SCHEDULES + directed_departure.SCHEDULES + directed_starts.SCHEDULES)
+             + directed_identity.SCHEDULES + directed_moves.SCHEDULES + directed_bmc.SCHEDULES + directed_departure.SCHEDULES
+             + directed_starts.SCHEDULES)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.__name__)

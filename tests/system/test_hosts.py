@@ -51,7 +51,7 @@ def test_an_io_error_pauses_the_guest_and_space_resumes_it(lab: Lab, recorder: R
     lab.node("hv1").run("sh", "-c", "mkdir -p /srv/small && mount -t tmpfs -o size=64k small /srv/small && truncate -s 1M /srv/small/disk"
                                     " && { cat /dev/zero > /srv/small/filler; true; } 2>/dev/null")
     try:
-        xml = guests.kernel_guest("full1", disk=True).replace("/srv/shared/disks/full1", "/srv/small/disk").replace("cache='none'", "cache='writeback'")
+        xml = guests.kernel_guest("full1", locked=True).replace("/srv/shared/disks/full1", "/srv/small/disk").replace("cache='none'", "cache='writeback'")
         lab.pvc("vm", "define", "-t", "hv1", "-", stdin=xml)
         lab.pvc("vm", "start", "full1")
         wait_for("the guest is stopped by an I/O error",

@@ -23,8 +23,10 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--interval", type=float, default=5.0, help="keepalive_interval of the nodes, seconds (default: 5)")
     up.add_argument("--no-pvc", action="store_true", help="only ZooKeeper, libvirt and BMCs")
     commands.add_parser("demo", help="a story with times: VMs started, moved live, a node flushed; and a node that dies")
-    shell = commands.add_parser("sh", help="a shell in a node")
+    shell = commands.add_parser("sh", help="a shell in a node, or one program: sh NODE -- PROGRAM ...")
     shell.add_argument("node", nargs="?", default="hv1")
+    shell.add_argument("words", nargs="*", metavar="-- PROGRAM", help="run this and end with its exit status; without it, what is not a terminal "
+                       "on standard input is a script")
     for name, text in (("cut", "pull a node's network cable"), ("heal", "plug it in again"), ("kill", "cut a node's power"),
                        ("boot", "switch a node on")):
         commands.add_parser(name, help=text).add_argument("node")
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace, lab: Lab) -> int:
     elif command == "demo":
         demo.run(lab)
     elif command == "sh":
-        return lab.node(arguments.node).shell()
+        return lab.node(arguments.node).enter(arguments.words)
     elif command == "status":
         status(lab)
     elif command == "down":

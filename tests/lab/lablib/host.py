@@ -19,7 +19,7 @@ POLL_S = 0.1
 PACKAGES = ("systemd-container", "systemd-sysv", "dbus", "zookeeper", "default-jre-headless", "libvirt-daemon-system", "libvirt-clients",
             "qemu-system-x86", "qemu-utils", "python3-kazoo", "python3-libvirt", "python3-click", "python3-lxml",
             "python3-psutil", "ipmitool", "openipmi", "iproute2", "iptables", "busybox-static", "linux-image-cloud-amd64", "cpio",
-            "debhelper", "dh-python", "dpkg-dev", "fakeroot", "faketime", "procps", "util-linux", "kmod")
+            "binutils", "debhelper", "dh-python", "dpkg-dev", "fakeroot", "faketime", "procps", "util-linux", "kmod")
 
 T = TypeVar("T")
 

@@ -202,13 +202,15 @@ class Lab:
         done = self.node(node).run("/usr/bin/python3", "-c", _READ, path, check=False, timeout_s=20)
         return done.stdout if done.returncode == 0 else None
 
-    def define(self, vm: str, node: str, **options: object) -> None:
-        """Define a kernel guest homed on `node`."""
-        if options.get("disk"):
-            with (self.shared / "disks" / vm).open("wb") as file:
-                file.truncate(1 << 20)
-        xml = guests.kernel_guest(vm, **options)  # type: ignore[arg-type]
-        self.pvc("vm", "define", "-t", node, "-", stdin=xml)
+    def define(self, vm: str, node: str, tiny: bool = False, **options: object) -> None:
+        """Define a guest homed on `node`: a tiny one, or a kernel guest, with a disk unless `disk` is False."""
+        self.pvc("vm", "define", "-t", node, "-", stdin=guests.tiny_guest(vm) if tiny else self.guest(vm, **options))
+
+    def guest(self, vm: str, **options: object) -> str:
+        """XML of a kernel guest, whose empty disk is there."""
+        with (self.shared / "disks" / vm).open("wb") as file:
+            file.truncate(1 << 20)
+        return guests.kernel_guest(vm, **{"disk": True, **options})  # type: ignore[arg-type]
 
     def testimony(self, vm: str) -> witness.Testimony:
         return witness.read(self.shared / "serial" / vm)

@@ -7,6 +7,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .host import LabError, alive, children_of, run_detached, sh, wait_for
@@ -70,6 +72,9 @@ class Machine:
         if pid:
             wait_for(f"{self.name} is off", lambda: not alive(pid), 20)
         (self.folder / "pid").unlink(missing_ok=True)
+        for left in Path("/run/systemd/nspawn").glob(f"*/{self.label}"):  # what a killed systemd-nspawn could not clean up; 257 refuses to start with it
+            sh("umount", "-l", str(left), check=False)
+            shutil.rmtree(left, ignore_errors=True)
         # The kernel takes a dead container's interface away in its own time; the next boot needs the name.
         sh("ip", "link", "delete", f"vb-{self.label}", check=False)
 
@@ -83,9 +88,6 @@ class Machine:
             sh("umount", "-l", str(self.root))
         for group in self._cgroup_paths():
             _remove_cgroup(group)
-        for left in Path("/run/systemd/nspawn").glob(f"*/{self.label}"):  # what a killed systemd-nspawn could not clean up
-            sh("umount", "-l", str(left), check=False)
-            shutil.rmtree(left, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def freeze(self, frozen: bool) -> None:
@@ -112,15 +114,16 @@ class Machine:
             raise LabError(f"{self.name}: {' '.join(argv)}: exit status {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
         return done
 
-    def shell(self) -> int:
-        """A person's shell in the node; its exit status."""
+    def enter(self, words: Sequence[str] = ()) -> int:
+        """Run a program in the node on the caller's standard streams; its exit status. No words: a person's shell, or, where standard input
+        is no terminal, a shell that reads it as a script and ends with it. (`script` would wait for a terminal's end, which never comes.)
+        """
         init = self.init
         if not init:
             raise LabError(f"{self.name} is off")
-        term = os.environ.get("TERM", "dumb")
-        return subprocess.call(["nsenter", "-t", str(init), "-m", "-u", "-i", "-n", "-p", "--", "env", "-i", f"TERM={term}", "HOME=/root",
-                                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                                "script", "-qc", "bash -li", "/dev/null"])
+        shell = ["script", "-qc", "bash -li", "/dev/null"] if sys.stdin.isatty() else ["bash", "-ls"]
+        return subprocess.call(["nsenter", "-t", str(init), "-m", "-u", "-i", "-n", "-p", "--", "env", "-i", f"TERM={os.environ.get('TERM', 'dumb')}",
+                                "HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", *(words or shell)])
 
     def processes(self, pattern: str) -> list[int]:
         """The node's processes whose command line has `pattern`, as this machine numbers them."""

@@ -12,13 +12,13 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import files, guests, witness
+from . import files, guests, suites, witness
 from .bmc import Bmc
 from .host import CHECKOUT, STATE, LabError, copy_checkout, install_missing, sh, wait_for
 from .machine import Machine
@@ -38,6 +38,8 @@ class Settings:
     nodes: int
     interval: float
     pvc: bool
+    suites: list[str] = field(default_factory=lambda: [suites.THIS_MACHINE])
+    """Debian's releases; the nodes take turns."""
 
 
 class Lab:
@@ -76,7 +78,11 @@ class Lab:
     def node(self, name: str) -> Machine:
         if name not in self.names:
             raise LabError(f"there is no node '{name}'; this lab has {', '.join(self.names)}")
-        return Machine(name, f"{self.prefix}-{name}", self.folder / "nodes" / name, self.prefix, self.shared)
+        return Machine(name, f"{self.prefix}-{name}", self.folder / "nodes" / name, self.prefix, self.shared, self._lower(name))
+
+    def _lower(self, name: str) -> Path:
+        releases = self.settings.suites
+        return suites.lower(releases[self.names.index(name) % len(releases)])
 
     def clone(self, original: str) -> Machine:
         """A fourth machine on a copy of a node's disk: the same name, machine-id and configuration, another address, no ZooKeeper server. Off."""
@@ -92,7 +98,7 @@ class Lab:
 
     def _clone(self, original: str) -> Machine:
         number = self.names.index(original) + 1
-        return Machine(original, f"{self.prefix}-cl{number}", self.folder / "nodes" / f"cl{number}", self.prefix, self.shared)
+        return Machine(original, f"{self.prefix}-cl{number}", self.folder / "nodes" / f"cl{number}", self.prefix, self.shared, self._lower(original))
 
     def node_address(self, name: str) -> str:
         return self.address(10 + self.names.index(name) + 1)
@@ -114,13 +120,16 @@ class Lab:
 
     # -------------------------------------------------------------------------------------------------------------- up
 
-    def up(self, nodes: int = 3, interval: float = 5.0, pvc: bool = True) -> None:
+    def up(self, nodes: int = 3, interval: float = 5.0, pvc: bool = True, releases: Sequence[str] = (suites.THIS_MACHINE,)) -> None:
         """Bring the lab up, or finish what is missing of it."""
         install_missing(self.say)
         if not self.exists:
             self.folder.mkdir(parents=True, exist_ok=True)
-            settings = Settings(self._free_number(), nodes, interval, pvc)
+            settings = Settings(self._free_number(), nodes, interval, pvc, list(releases))
             (self.folder / "settings.json").write_text(json.dumps(asdict(settings)))
+        for release in self.settings.suites:
+            if release != suites.THIS_MACHINE:
+                suites.prepare(release, self.say)
         self._network()
         guests.prepare(self.shared, STATE / "cache")
         debs = self._packages() if self.settings.pvc else []

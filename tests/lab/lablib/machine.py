@@ -14,6 +14,8 @@ from pathlib import Path
 from .host import LabError, alive, children_of, run_detached, sh, wait_for
 
 CGROUPS = Path("/sys/fs/cgroup")
+LEGACY = ("SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",)
+"""For a node's own PID 1: systemd 257 does not start on cgroups v1, where this machine has them, unless it is told to."""
 
 
 class Machine:
@@ -55,7 +57,7 @@ class Machine:
         nspawn = ["systemd-nspawn", "-q", "-D", str(self.root), f"--machine={self.label}", f"--hostname={self.name}", "--register=no",
                   "--keep-unit", f"--network-bridge={self.bridge}", "--capability=all", "--bind=/dev/net/tun",
                   f"--bind={self.shared}:/srv/shared", "--resolv-conf=off", "--timezone=off", "--link-journal=no",
-                  "--console=pipe", "-b", "systemd.unit=lab.target"]
+                  "--console=pipe", "-b", "systemd.unit=lab.target", *LEGACY]
         script = self.folder / "boot.sh"
         script.write_text("#!/bin/sh\n" + enter + "exec " + " ".join(nspawn) + "\n")
         script.chmod(0o755)

@@ -164,29 +164,29 @@ def _restore(lab: Lab) -> None:
 @pytest.mark.parametrize("running", [True, False], ids=["pvcd runs", "pvcd is stopped meanwhile"])
 def test_zookeeper_is_restored_to_before_a_move(afterwards_anew: Lab, recorder: Recorder, running: bool) -> None:
     """The copy says hv1, the guest lives on hv2: it stays there, nobody starts it on hv1, and the way out is told."""
-    lab = afterwards_anew
-    started(lab, "back1", "hv1")
+    lab, vm = afterwards_anew, "back1" if running else "back2"
+    started(lab, vm, "hv1")
     for name in lab.names:
         lab.node(name).run("sh", "-c", f"rm -rf /tmp/older; cp -a {DATA} /tmp/older")
-    lab.pvc("vm", "move", "back1", "-t", "hv2", "--wait", timeout_s=90)
-    assert where(lab, "back1") == ["hv2"]
-    judge = Untouched(lab, recorder, "back1", fences=False)
+    lab.pvc("vm", "move", vm, "-t", "hv2", "--wait", timeout_s=90)
+    assert where(lab, vm) == ["hv2"]
+    judge = Untouched(lab, recorder, vm, fences=False)
     since = time.time()
     if not running:
         for name in lab.names:
             lab.node(name).run("systemctl", "stop", "pvcd.service", timeout_s=90)
     _restore(lab)
-    assert lab.keys.text(f"/domains/{guests.guest_uuid('back1')}/hypervisor") == "hv1", "ZooKeeper knows of the move"
+    assert lab.keys.text(f"/domains/{guests.guest_uuid(vm)}/hypervisor") == "hv1", "ZooKeeper knows of the move"
     if not running:
         for name in lab.names:
             restarted(lab, name)
     until = time.monotonic() + 40
     while time.monotonic() < until:
         judge.hosts()
-        assert where(lab, "back1") == ["hv2"]
+        assert where(lab, vm) == ["hv2"]
         time.sleep(1)
-    life = recorder.testimony("back1")
-    assert not life.doubles and len(life.lives) == len(lab.testimony("back1").lives)
+    life = recorder.testimony(vm)
+    assert not life.doubles and len(life.lives) == len(lab.testimony(vm).lives)
     for name in ("hv1", "hv2"):
         said(lab, name, "ZooKeeper", since=since)
     assert problems(lab), "status says that all is well"

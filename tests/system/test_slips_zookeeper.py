@@ -23,12 +23,13 @@ LOCAL_AWAY_S = 75.0
 @pytest.mark.parametrize("frozen", [False, True], ids=["stopped", "frozen"])
 def test_the_local_server_is_away_with_the_default_configuration(lab: Lab, recorder: Recorder, frozen: bool) -> None:
     """hv3 names 127.0.0.1:2181 only. Its server goes; the node keeps its guest, sends keepalives through another server, and is not fenced."""
-    started(lab, "local1", "hv3")
+    vm = "local2" if frozen else "local1"
+    started(lab, vm, "hv3")
     node = lab.node("hv3")
     try:
         configured(lab, "hv3", "s/^zookeeper = .*/zookeeper = 127.0.0.1:2181/")
         wait_for("hv3 runs", lambda: word(lab, "hv3", "daemonstate") == "run", 60)
-        judge = Untouched(lab, recorder, "local1")
+        judge = Untouched(lab, recorder, vm)
         if frozen:
             node.run("systemctl", "kill", "--kill-whom=main", "-s", "STOP", "zookeeper.service")
             stands_still(lab, "hv3", "zookeeper.service")
@@ -41,7 +42,7 @@ def test_the_local_server_is_away_with_the_default_configuration(lab: Lab, recor
         assert not serves(lab, "hv3"), "the server of hv3 answers"
         before = word(lab, "hv3", "keepalive")
         wait_for("a keepalive", lambda: word(lab, "hv3", "keepalive") not in ("", before), 12)
-        assert where(lab, "local1") == ["hv3"] and claimed_by(lab, "local1") == "hv3"
+        assert where(lab, vm) == ["hv3"] and claimed_by(lab, vm) == "hv3"
     finally:
         lab.node("hv3").boot()
         lab.node("hv3").run("systemctl", "kill", "--kill-whom=main", "-s", "CONT", "zookeeper.service", check=False)
@@ -52,8 +53,9 @@ def test_the_local_server_is_away_with_the_default_configuration(lab: Lab, recor
 @pytest.mark.parametrize("minutes", [6, 30])
 def test_zookeeper_is_away_for_long(lab: Lab, recorder: Recorder, minutes: int) -> None:
     """No daemon dies or is killed by its watchdog, no guest is touched; afterwards every command works, and a stop is a clean stop."""
-    started(lab, "calm3", "hv1")
-    judge = Untouched(lab, recorder, "calm3")
+    vm = f"calm{minutes}"
+    started(lab, vm, "hv1")
+    judge = Untouched(lab, recorder, vm)
     daemons = {name: main_pid(lab, name) for name in lab.names}
     for name in lab.names:
         lab.node(name).run("systemctl", "stop", "zookeeper.service", timeout_s=60)
@@ -73,7 +75,7 @@ def test_zookeeper_is_away_for_long(lab: Lab, recorder: Recorder, minutes: int) 
     time.sleep(10)
     judge.now()
     unmarked(lab)
-    every_command(lab, "calm3")
+    every_command(lab, vm)
     wait_for("status has nothing to say", lambda: not problems(lab), 60, 2)
     began = time.monotonic()
     lab.node("hv1").run("systemctl", "stop", "pvcd.service", timeout_s=60)

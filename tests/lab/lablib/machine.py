@@ -3,6 +3,7 @@
 """One node: a booted systemd-nspawn container on an overlay of this machine's root, in cgroups of its own."""
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -48,9 +49,14 @@ class Machine:
         return children[0] if children else None
 
     def boot(self) -> None:
-        """Power on; returns when the container's init exists. Does nothing if it has power."""
-        if self.pid:
-            return
+        """Power on; returns when the container's init exists. Does nothing if it has power. A test and a controller may do it at the same time."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "boot.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.pid:
+                self._boot()
+
+    def _boot(self) -> None:
         self._mount()
         groups = self._cgroups()
         enter = "".join(f"echo $$ > {group}/cgroup.procs\n" for group in groups)
@@ -61,7 +67,7 @@ class Machine:
         script = self.folder / "boot.sh"
         script.write_text("#!/bin/sh\n" + enter + "exec " + " ".join(nspawn) + "\n")
         script.chmod(0o755)
-        pid = run_detached([str(script)], self.folder / "console.log")
+        pid = run_detached([str(script)], self.folder / "console.log")  # it does not inherit the lock
         (self.folder / "pid").write_text(f"{pid}\n")
         wait_for(f"{self.name} has an init", lambda: self.init, 20)
 

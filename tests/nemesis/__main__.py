@@ -17,13 +17,13 @@ from lablib.journals import TRACEBACK, Journals
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from . import checker, faults
+from . import checker
 from .history import History, Sampler
-from .run import VMS, Nemesis
+from .run import DEADLY, HARMLESS, VMS, Nemesis
 
 STOPPERS = (LabError, subprocess.TimeoutExpired, OSError)
 """What ends a run early: the lab did not do what it was told, or did not become what it must."""
-ALL = {fault.__name__: fault for fault in faults.HARMLESS + faults.DEADLY}
+ALL = {fault.__name__: fault for fault in HARMLESS + DEADLY}
 
 
 def options() -> argparse.Namespace:

@@ -159,9 +159,11 @@ class Judge:
         return wrong
 
     def _see_settled(self, event: Event) -> list[str]:
-        """Every node is up: from here on nobody may die of the fault."""
+        """Every node is up: from here on nobody may die of the fault. `dark`: who has lost its power since it was done."""
         self._in_fault = False
-        return []
+        fault = self._keys.fault
+        safe = [name for name in event["dark"] if name not in fault["may_die"] or fault.get("spared")]
+        return [f"{name} has lost its power during {fault['name']}" for name in safe]
 
     def _see_found(self, event: Event) -> list[str]:
         """`states`: VM → word, before anything is repaired."""

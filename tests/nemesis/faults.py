@@ -11,9 +11,11 @@ controller, starts the guests elsewhere, and they run twice until the machine is
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from lablib.host import LabError, wait_for
 from lablib.lab import Lab, four_letter_word
@@ -40,6 +42,7 @@ class Fault:
     `may_die`: nodes that may be fenced, and whose guests may live a new life, unless `spared` (no proof of death can come). `must_die`:
     they must be fenced and their VMs run elsewhere before it is healed. `must_object`: they must be in `fencing` before it is healed, and
     come back as they were. `ends_lives`: VMs whose QEMU dies. `blames` tells, before the healing, what is not as it must be; `detail` what the dice chose.
+    `there`: a reading of its own, soon after `inject`, that the fault is there; the default is for what raises LabError if it cannot be done.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Fault:
     ends_lives: list[str] = field(default_factory=list)
     steps: list[tuple[float, Act]] = field(default_factory=list)
     blames: Callable[[], list[str]] = list
+    there: Callable[[], bool] = lambda: True
     detail: str = ""
 
 
@@ -78,12 +82,40 @@ class Target:
 
 # ------------------------------------------------------------------------------------- nobody may be fenced, no guest is touched
 
+def pvcd_of(lab: Lab, node: str, unit: str = "pvcd.service") -> str:
+    """The main process of pvcd, or of another unit, in the node; '0' if there is none."""
+    return lab.node(node).run("systemctl", "show", "-p", "MainPID", "--value", unit).stdout.strip()
+
+
+def stopped(pid: int) -> bool:
+    """The process, as this machine numbers it, is stopped; or an order has ended it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return True
+
+
+def _killed(t: Target, name: str, hold_s: float, unit: str) -> Fault:
+    before: list[str] = []
+
+    def inject() -> None:
+        before[:] = [pvcd_of(t.lab, t.node, unit)]
+        t.kill(unit, "KILL")
+    return Fault(name, hold_s, inject, there=lambda: pvcd_of(t.lab, t.node, unit) not in before)
+
+
+def _frozen(t: Target, name: str, hold_s: float, unit: str) -> Fault:
+    def there() -> bool:
+        return t.lab.node(t.node).run("ps", "-o", "stat=", "-p", pvcd_of(t.lab, t.node, unit), check=False).stdout.startswith("T")
+    return Fault(name, hold_s, lambda: t.kill(unit, "STOP"), lambda: t.kill(unit, "CONT"), there=there)
+
+
 def kill_pvcd(t: Target) -> Fault:
-    return Fault("pvcd killed", t.dice.uniform(2, 10), lambda: t.kill("pvcd.service", "KILL"))
+    return _killed(t, "pvcd killed", t.dice.uniform(2, 10), "pvcd.service")
 
 
 def freeze_pvcd(t: Target) -> Fault:
-    return Fault("pvcd frozen", 20, lambda: t.kill("pvcd.service", "STOP"), lambda: t.kill("pvcd.service", "CONT"))
+    return _frozen(t, "pvcd frozen", 20, "pvcd.service")
 
 
 def stop_pvcd(t: Target) -> Fault:
@@ -106,11 +138,11 @@ def pvcd_rolling(t: Target) -> Fault:
 
 
 def kill_libvirtd(t: Target) -> Fault:
-    return Fault("libvirtd killed", t.dice.uniform(2, 10), lambda: t.kill("libvirtd.service", "KILL"))
+    return _killed(t, "libvirtd killed", t.dice.uniform(2, 10), "libvirtd.service")
 
 
 def freeze_libvirtd(t: Target) -> Fault:
-    return Fault("libvirtd frozen", t.dice.uniform(10, 60), lambda: t.kill("libvirtd.service", "STOP"), lambda: t.kill("libvirtd.service", "CONT"))
+    return _frozen(t, "libvirtd frozen", t.dice.uniform(10, 60), "libvirtd.service")
 
 
 def _servers_away(t: Target, name: str, nodes: list[str], hold_s: float) -> Fault:
@@ -122,7 +154,7 @@ def _servers_away(t: Target, name: str, nodes: list[str], hold_s: float) -> Faul
     def heal() -> None:
         for node in nodes:
             t.lab.node(node).run("systemctl", "start", "zookeeper.service", check=False)
-    return Fault(name, hold_s, inject, heal)
+    return Fault(name, hold_s, inject, heal, there=lambda: not any("Mode:" in four_letter_word(t.lab.node_address(node), "srvr") for node in nodes))
 
 
 def zookeeper_server_away(t: Target) -> Fault:
@@ -195,11 +227,15 @@ def migration_port_blocked(t: Target) -> Fault:
 
 def packets_lost(t: Target) -> Fault:
     share = t.dice.uniform(0.05, 0.2)
-    return Fault("packets lost", t.dice.uniform(10, 40), lambda: t.lab.lose(t.node, share), lambda: t.lab.heal(t.node))
+
+    def there() -> bool:
+        return len(re.findall(r"^\s*[1-9]\d* .*DROP", t.lab.node(t.node).run("iptables", "-nvxL").stdout, re.M)) == 2
+    return Fault("packets lost", t.dice.uniform(10, 40), lambda: t.lab.lose(t.node, share), lambda: t.lab.heal(t.node), there=there)
 
 
 def controller_dead(t: Target) -> Fault:
-    return Fault("controller dead", t.dice.uniform(5, 30), lambda: t.lab.bmc(t.node).set_mode("dead"), lambda: t.lab.bmc(t.node).set_mode("ok"))
+    return Fault("controller dead", t.dice.uniform(5, 30), lambda: t.lab.bmc(t.node).set_mode("dead"), lambda: t.lab.bmc(t.node).set_mode("ok"),
+                 there=lambda: t.lab.bmc(t.node).pid is None)
 
 
 def garbage_keys(t: Target) -> Fault:
@@ -209,12 +245,11 @@ def garbage_keys(t: Target) -> Fault:
 
 
 def kill_qemu(t: Target) -> Fault:
-    vm = t.dice.choice(t.vms)
+    vm, killed = t.dice.choice(t.vms), [False]
 
     def kill() -> None:
-        for node in t.lab.names:
-            t.lab.node(node).run("pkill", "-9", "-f", f"guest={vm},", check=False)
-    return Fault("a QEMU killed", 5, kill, ends_lives=[vm], detail=vm)
+        killed[:] = [t.lab.node(node).run("pkill", "-9", "-f", f"guest={vm},", check=False).returncode == 0 for node in t.lab.names]
+    return Fault("a QEMU killed", 5, kill, ends_lives=[vm], detail=vm, there=lambda: any(killed))
 
 
 # ------------------------------------------------------------------------------------------------------- the node may be fenced
@@ -282,8 +317,11 @@ def janitors_killed(t: Target) -> Fault:
     """Whoever fences is killed somewhere around the commit, the power-off, the proof or the recovery. How long it takes then is open:
     a pvcd that starts again has seen nobody silent yet."""
     first, second = sorted(t.dice.uniform(28, 38) for _ in t.others[:2])
-    steps = [(after, lambda name=name: t.kill("pvcd.service", "KILL", name))  # type: ignore[misc]
-             for after, name in zip((first, second - first), t.others)]
+    def kill(name: str) -> None:
+        before = pvcd_of(t.lab, name)
+        t.kill("pvcd.service", "KILL", name)
+        wait_for(f"pvcd of {name} is killed", lambda: pvcd_of(t.lab, name) != before, 10)
+    steps = [(after, lambda name=name: kill(name)) for after, name in zip((first, second - first), t.others)]  # type: ignore[misc]
     return Fault("power cut, and those who fence are killed", 60 - second, lambda: t.lab.kill(t.node), _nothing, [t.node], steps=steps)
 
 

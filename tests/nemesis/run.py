@@ -18,14 +18,17 @@ from lablib.journals import Journals
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from . import faults, orders
+from . import faults, orders, slips
 from .checker import disk_trouble
 from .history import History
 
 VMS = {f"nem{number}": f"hv{1 + number % 3}" for number in range(6)}
 DISKS = [vm for number, vm in enumerate(VMS) if number % 2 == 0]
 """These write to a shared disk too."""
+HARMLESS, DEADLY = faults.HARMLESS + slips.HARMLESS, faults.DEADLY + slips.DEADLY
 AUDIT_S = 150.0
+THERE_S = 20.0
+"""So soon after it was done a fault must be there, or the round is worth nothing."""
 DEADLY_SHARE = 0.4
 USED = """p=$(systemctl show -p MainPID --value pvcd.service)
 echo $p/$(cut -d ' ' -f 22 /proc/$p/stat) $(sed -n 's/^VmRSS:\\s*\\([0-9]*\\).*/\\1/p; s/^Threads:\\s*//p' /proc/$p/status) $(ls /proc/$p/fd | wc -l)"""
@@ -51,7 +54,7 @@ class Nemesis:
     def round(self, kind: Callable[[faults.Target], faults.Fault] | None = None, node: str | None = None, ordering: bool = True) -> None:
         """Orders, a fault in the middle of them (`kind` on `node`, or a random one), healing, an audit."""
         node = node or self.dice.choice(self.lab.names)
-        kind = kind or self.dice.choice(faults.DEADLY if self.dice.random() < DEADLY_SHARE else faults.HARMLESS)
+        kind = kind or self.dice.choice(DEADLY if self.dice.random() < DEADLY_SHARE else HARMLESS)
         planned = orders.plan(self.dice, list(VMS), self.lab.names) if ordering else []
         fault = kind(faults.Target(self.lab, node, list(VMS), self.dice))
         giving = threading.Thread(target=self.operators.give, args=(planned, 3 * self.dice.random()))
@@ -60,14 +63,16 @@ class Nemesis:
         self.history.add("fault", name=fault.name, detail=fault.detail, node=node, may_die=fault.may_die, spared=fault.spared, must_die=fault.must_die,
                          must_object=fault.must_object, ends_lives=fault.ends_lives)
         self.say(f"{fault.name}{f' ({fault.detail})' if fault.detail else ''} on {node}, {fault.hold_s + sum(pause for pause, _ in fault.steps):.0f} s")
+        power = self._power()
         self._hold(fault)
         giving.join()
-        self._settle()
+        self._settle(power)
         self._audit(fault.name)
 
     def _hold(self, fault: faults.Fault) -> None:
         """Do it, and what comes after it; what must have happened by then is asked before anything is healed."""
         fault.inject()
+        self._see(fault)
         for pause_s, act in fault.steps:
             threading.Event().wait(pause_s)
             act()
@@ -76,12 +81,23 @@ class Nemesis:
         fault.heal()
         self.history.add("healed")
 
+    def _see(self, fault: faults.Fault) -> None:
+        """Write down if it is not there: a fault that was not done proves nothing."""
+        try:
+            wait_for(f"{fault.name} is there", fault.there, THERE_S, 0.2)
+        except LabError as absent:
+            self.history.add("lost", what=str(absent))
+
+    def _power(self) -> dict[str, int | None]:
+        """The first process of each node: another one, and it has lost its power."""
+        return {name: self.lab.node(name).init for name in self.lab.names}
+
     def _lives(self) -> dict[str, int]:
         return {vm: len(self.recorder.testimony(vm).lives) for vm in VMS}
 
     # ------------------------------------------------------------------------------------------------------------- audits
 
-    def _settle(self) -> None:
+    def _settle(self, power: dict[str, int | None]) -> None:
         """Heal everything that the fault may have left, and order every VM to run at home."""
         for name in self.lab.names:
             self._attempt(f"{name} has power", lambda name=name: self.lab.node(name).pid)  # type: ignore[misc]
@@ -91,7 +107,7 @@ class Nemesis:
             self.lab.node(name).run("systemctl", "start", "libvirtd.service", "pvcd.service", check=False, timeout_s=90)
         self._attempt("every node runs and is up", lambda: all(row["daemonstate"] == "run" and row["fence"] == "up" for row in self._rows("node")))
         settled = self.history.now
-        self.history.add("settled")
+        self.history.add("settled", dark=[name for name, init in self._power().items() if init != power[name]])
         for name in self.lab.names:  # only now: a controller that answers earlier cuts the power of a node in doubt
             if self.lab.bmc(name).mode != "ok" or self.lab.bmc(name).pid is None:
                 self.lab.bmc(name).set_mode("ok")

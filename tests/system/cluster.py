@@ -62,12 +62,29 @@ def phase(lab: Lab, node: str) -> str:
     return str(json.loads(found)["phase"]) if found else ""
 
 
+def fence_versions(lab: Lab) -> dict[str, int]:
+    """How often the fence of each node has been written: a commit that was taken back at once shows too. Waits for ZooKeeper."""
+    def read() -> dict[str, int]:
+        found = {name: lab.keys.version(f"/fences/{name}") for name in lab.names}
+        return {} if None in found.values() else found  # type: ignore[return-value]
+    return wait_for("ZooKeeper answers", read, 60, 0.5)
+
+
 def nobody_is_fenced(lab: Lab, for_s: float) -> None:
-    """For a while no fence is committed."""
-    until = time.monotonic() + for_s
+    """For a while no fence is written; what nobody can read meanwhile counts afterwards."""
+    before, until = fence_versions(lab), time.monotonic() + for_s
     while time.monotonic() < until:
         assert all(phase(lab, name) in ("up", "") for name in lab.names)
         time.sleep(0.5)
+    assert fence_versions(lab) == before and {phase(lab, name) for name in lab.names} == {"up"}
+
+
+def janitor(lab: Lab, *others: str) -> str:
+    """The node that holds the lock of those who fence, once there is one, and it is none of `others`."""
+    def holder() -> str:
+        found = lab.keys.text("/locks/fence")
+        return next((name for name in lab.names if f'"{name}"' in found and name not in others), "")
+    return wait_for("somebody holds the lock of those who fence", holder, 60, 0.05)
 
 
 def claimed_by(lab: Lab, vm: str) -> str:
@@ -143,11 +160,16 @@ def migrating(lab: Lab, vm: str, node: str) -> None:
              lambda: re.search(r"Data processed:\s+[1-9]", lab.node(node).run("virsh", "-q", "domjobinfo", vm, check=False).stdout), 20)
 
 
-def moving(lab: Lab, recorder: Recorder, vm: str) -> Life:
+def in_flight(lab: Lab, vm: str, node: str) -> bool:
+    """libvirt on `node` moves the VM's memory at this moment."""
+    return bool(re.search(r"Data remaining:\s+[1-9]", lab.node(node).run("virsh", "-q", "domjobinfo", vm, check=False).stdout))
+
+
+def moving(lab: Lab, recorder: Recorder, vm: str, mib_s: int = 8) -> Life:
     """A guest in the middle of a slow migration from hv1 to hv2."""
     started(lab, vm, "hv1")
     life = Life(lab, recorder, vm)
-    slowed(lab, vm, "hv1")
+    slowed(lab, vm, "hv1", mib_s)
     lab.pvc("vm", "migrate", vm, "-t", "hv2")
     migrating(lab, vm, "hv1")
     return life

@@ -3,9 +3,11 @@
 """Wall clocks that are wrong, that jump, that drift: they only stamp what people read."""
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 
 import pytest
 
@@ -114,11 +116,24 @@ def test_wall_clocks_jump_and_drift(quick: Lab, recorder: Recorder) -> None:
         wait_for("hv3 is back", lambda: word(quick, "hv3", "daemonstate") == "run", 60)
 
 
+def ahead_of_its_journal(lab: Lab, node: str) -> float:
+    """By how many seconds the time that the node's ZooKeeper server prints (Java does, over a thread dump) is ahead of the moment of printing it."""
+    lab.node(node).run("systemctl", "kill", "--kill-whom=main", "-s", "QUIT", "zookeeper.service")
+
+    def printed() -> list[tuple[str, str]]:
+        out = lab.node(node).run("journalctl", "-u", "zookeeper.service", "-o", "short-unix", "--no-pager", "-n", "2000").stdout
+        return re.findall(r"^(\d+)\.\d+ \S+ java\S*: (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)$", out, re.M)
+    heard, stamp = wait_for("the server dumps its threads", printed, 20, 0.5)[-1]
+    return datetime.fromisoformat(f"{stamp}+00:00").timestamp() - int(heard)
+
+
 def test_a_zookeeper_server_of_another_hour(lab: Lab, recorder: Recorder) -> None:
     """Sessions are timed on the servers' monotonic clocks: when one server's wall clock jumps, nothing happens."""
     library = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1"
     started(lab, "hour1", "hv1")
+    assert abs(ahead_of_its_journal(lab, "hv1")) < 60
     life = Life(lab, recorder, "hour1")
     with environment(lab, "hv1", "zookeeper.service", f"LD_PRELOAD={library} FAKETIME=+1h FAKETIME_DONT_FAKE_MONOTONIC=1"):
+        assert 3500 < ahead_of_its_journal(lab, "hv1") < 3700
         nobody_is_fenced(lab, 45)
         life.goes_on()

@@ -3,9 +3,11 @@
 """Daily use on real parts, witnessed by the guests' own counters."""
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
-from lablib.host import wait_for
+from lablib.host import CHECKOUT, wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
@@ -105,6 +107,16 @@ def test_two_nodes_that_send_each_other_vms_both_finish(lab: Lab, recorder: Reco
         settles(lab, vm, "start", "hv2" if home == "hv1" else "hv1", "")
     for life in lives:
         life.goes_on(CROWDED_S)
+
+
+def test_pvclab_runs_a_program_or_a_script_in_a_node(lab: Lab) -> None:
+    """And ends with it, also without a terminal."""
+    def sh(*words: str, script: str | None = None) -> tuple[int, str]:
+        done = subprocess.run([str(CHECKOUT / "tests/lab/pvclab"), "--name", lab.name, "sh", *words], input=script or "", capture_output=True, text=True,
+                              timeout=20)
+        return done.returncode, done.stdout.strip()
+    assert sh("hv2", "--", "sh", "-c", "hostname; exit 7") == (7, "hv2")
+    assert sh("hv1", script="hostname\nexit 3\n") == (3, "hv1")
 
 
 def test_two_flushes_at_once_leave_every_vm_alive(lab: Lab, recorder: Recorder) -> None:

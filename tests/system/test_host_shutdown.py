@@ -198,6 +198,7 @@ def test_a_guest_of_plain_libvirt_is_never_switched_off(lab: Lab, recorder: Reco
 def test_a_guest_on_a_snapshot_is_told_and_not_stopped_without_force(lab: Lab, recorder: Recorder) -> None:
     """Finding A20: the next start would go back to the old disk."""
     vm = "snap1"
+    (lab.shared / "disks" / f"{vm}.s1").unlink(missing_ok=True)
     started(lab, vm, "hv1", disk=True)
     node = lab.node("hv1")
     life = Life(lab, recorder, vm)

@@ -3,6 +3,7 @@
 """Disks that fill up, networks that lose packets, names that do not resolve, programs that hang: what a host can do to its guests."""
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
 import time
@@ -14,11 +15,12 @@ import pytest
 
 from lablib import guests
 from lablib.host import wait_for
-from lablib.lab import Lab, four_letter_word
+from lablib.lab import Lab
 from lablib.machine import CGROUPS
 from lablib.witness import Recorder
 
 from .cluster import Life, claimed_by, info, moving, nobody_is_fenced, nodes, settles, started, timed, where, word
+from .judge import main_process
 
 pytestmark = pytest.mark.long
 
@@ -28,6 +30,8 @@ def full_disk(lab: Lab, node: str, folder: str) -> Iterator[None]:
     """A file system of its own over `folder`, without a free byte and without room for one more file."""
     lab.node(node).run("sh", "-c", f"mount -t tmpfs -o size=64k,nr_inodes=2 full {folder} && {{ cat /dev/zero > {folder}/filler; true; }} 2>/dev/null")
     try:
+        tried = lab.node(node).run("sh", "-c", f"echo one more > {folder}/try", check=False)
+        assert tried.returncode and "No space left" in tried.stderr, tried
         yield
     finally:
         lab.node(node).run("umount", "-l", folder)
@@ -51,7 +55,7 @@ def test_an_io_error_pauses_the_guest_and_space_resumes_it(lab: Lab, recorder: R
     lab.node("hv1").run("sh", "-c", "mkdir -p /srv/small && mount -t tmpfs -o size=64k small /srv/small && truncate -s 1M /srv/small/disk"
                                     " && { cat /dev/zero > /srv/small/filler; true; } 2>/dev/null")
     try:
-        xml = guests.kernel_guest("full1", disk=True).replace("/srv/shared/disks/full1", "/srv/small/disk").replace("cache='none'", "cache='writeback'")
+        xml = guests.kernel_guest("full1", locked=True).replace("/srv/shared/disks/full1", "/srv/small/disk").replace("cache='none'", "cache='writeback'")
         lab.pvc("vm", "define", "-t", "hv1", "-", stdin=xml)
         lab.pvc("vm", "start", "full1")
         wait_for("the guest is stopped by an I/O error",
@@ -94,6 +98,7 @@ def test_zookeepers_disk_is_full(lab: Lab, recorder: Recorder) -> None:
                          f" && cp -a /tmp/kept/. {data}/ && chown --reference=/tmp/kept {data} && systemctl start zookeeper.service", timeout_s=60)
     try:
         lab.await_services("hv1")
+        server = main_process(lab, "hv1", "zookeeper.service")[0]
         node.run("sh", "-c", f"cat /dev/zero > {data}/filler || true")
         lab.define("disk4", "hv2")
         for order in (("start",), ("stop", "-y")) * 3:
@@ -101,8 +106,7 @@ def test_zookeepers_disk_is_full(lab: Lab, recorder: Recorder) -> None:
             if done.returncode:  # it was connected to the server that ended, and says so; the next one is not
                 assert "may have been written" in done.stderr, done
                 lab.pvc("vm", *order, "disk4", "--wait", node="hv2", timeout_s=90)
-        served = "Mode:" in four_letter_word(lab.node_address("hv1"), "srvr")
-        print("the server with the full disk serves" if served else "the server with the full disk has ended")
+        wait_for("the server with the full disk has ended", lambda: main_process(lab, "hv1", "zookeeper.service")[0] != server, 60, 0.5)
         nobody_is_fenced(lab, 35)
         life.goes_on()
     finally:
@@ -118,6 +122,8 @@ def test_a_third_of_the_packets_is_lost(lab: Lab, recorder: Recorder) -> None:
     life = Life(lab, recorder, "lossy1")
     lab.lose("hv3", 0.3)
     nobody_is_fenced(lab, 60)
+    lost = re.findall(r"^\s*(\d+) .*DROP", lab.node("hv3").run("iptables", "-nvxL").stdout, re.M)
+    assert len(lost) == 2 and min(map(int, lost)) > 100, lost
     lab.heal("hv3")
     life.goes_on()
     wait_for("hv3 runs", lambda: word(lab, "hv3", "daemonstate") == "run", 30)
@@ -271,8 +277,11 @@ def test_a_minute_without_libvirt(lab: Lab, recorder: Recorder, hung: bool) -> N
     away = ("kill", "--kill-whom=main", "-s", "STOP", "libvirtd.service") if hung else ("stop", *units)
     back = ("kill", "--kill-whom=main", "-s", "CONT", "libvirtd.service") if hung else ("start", "libvirtd-tcp.socket", "libvirtd.service")
     node.run("systemctl", *away, timeout_s=60)
+    answers = ("timeout", "5", "virsh", "-q", "list")
     try:
+        assert node.run(*answers, check=False).returncode, "libvirt answers"
         nobody_is_fenced(lab, 60)
+        assert node.run(*answers, check=False).returncode, "libvirt answers"
         assert nodes(lab)["hv1"]["daemonstate"] == "run"
     finally:
         node.run("systemctl", *back, timeout_s=60)
@@ -283,8 +292,11 @@ def test_a_minute_without_libvirt(lab: Lab, recorder: Recorder, hung: bool) -> N
 
 def test_a_busy_host(lab: Lab) -> None:
     """Sixteen programs that want the processors beside pvcd: its keepalives go out."""
-    lab.node("hv1").run("sh", "-c", "for n in $(seq 16); do timeout 45 sh -c 'while :; do :; done' >/dev/null 2>&1 & done")
-    nobody_is_fenced(lab, 50)
+    lab.node("hv1").run("sh", "-c", "for n in $(seq 16); do timeout 60 sh -c 'while :; do :; done' >/dev/null 2>&1 & done")
+    nobody_is_fenced(lab, 45)
+    used = lab.node("hv1").run("sh", "-c", "ps -eo cputimes=,args= | grep '[w]hile :; do :; done' | grep -v timeout").stdout.splitlines()
+    assert len(used) == 16 and sum(int(line.split()[0]) for line in used) > 20, used
+    lab.node("hv1").run("pkill", "-f", "while :; do :; done")
     assert all(row["daemonstate"] == "run" for row in nodes(lab).values())
 
 

@@ -12,6 +12,7 @@ from lablib.host import wait_for
 from lablib.lab import Lab
 
 from .cluster import migrating, slowed, started, timed, where, word
+from .judge import stands_still
 
 SLOWER = 1.3
 
@@ -43,11 +44,13 @@ def test_a_start_does_not_wait_for_a_shutdown_or_a_migration(lab: Lab) -> None:
 def test_keepalives_go_out_while_libvirt_hangs(lab: Lab) -> None:
     lab.node("hv1").run("systemctl", "kill", "--kill-whom=main", "-s", "STOP", "libvirtd.service")
     try:
+        stands_still(lab, "hv1", "libvirtd.service")
         seen = word(lab, "hv1", "keepalive")
         for _ in range(4):
             wait_for("the next keepalive", lambda before=seen: word(lab, "hv1", "keepalive") not in ("", before), 8)
             seen = word(lab, "hv1", "keepalive")
         assert word(lab, "hv1", "daemonstate") == "run"
+        stands_still(lab, "hv1", "libvirtd.service")
     finally:
         lab.node("hv1").run("systemctl", "kill", "--kill-whom=main", "-s", "CONT", "libvirtd.service")
     lab.define("after1", "hv1")

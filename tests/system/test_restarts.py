@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,7 +14,8 @@ from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from .cluster import Life, main_pid, moving, phase, settles, started, where, word, words
+from .cluster import Life, in_flight, main_pid, moving, phase, settles, started, where, word, words
+from .judge import stands_still
 
 
 def kill(lab: Lab, node: str) -> None:
@@ -51,8 +53,12 @@ def test_before_and_after_a_migration(lab: Lab, recorder: Recorder, fault: Calla
 @pytest.mark.parametrize("victim", ["hv1", "hv2"])
 @pytest.mark.parametrize("fault", [kill, pytest.param(restart, marks=pytest.mark.long), upgrade])
 def test_during_a_migration(lab: Lab, recorder: Recorder, fault: Callable[[Lab, str], None], victim: str) -> None:
-    life = moving(lab, recorder, "keep2")
-    fault(lab, victim)
+    life, before = moving(lab, recorder, "keep2", 3), main_pid(lab, victim)
+    with ThreadPoolExecutor(1) as beside:
+        done = beside.submit(fault, lab, victim)
+        wait_for("its pvcd ends", lambda: main_pid(lab, victim) != before, 60, 0.05)
+        assert in_flight(lab, "keep2", "hv1"), "the migration was over when pvcd ended"
+        done.result()
     wait_for("the migration is over", lambda: len(where(lab, "keep2")) == 1, 60, 0.3)
     wait_for("the words say where it is", lambda: settled(lab, "keep2"), 30, 0.3)
     life.goes_on()
@@ -87,6 +93,7 @@ def test_a_frozen_libvirtd_is_shown_and_pvcd_outlives_it(lab: Lab, recorder: Rec
     for _ in range(2):
         lab.node("hv1").run("pkill", "-STOP", "-x", "libvirtd")
         try:
+            stands_still(lab, "hv1", "libvirtd.service")
             wait_for("it is shown", lambda: "libvirt" in trouble(lab, "hv1"), 20, 0.3)
             refused = lab.node("hv2").run("pvc", "vm", "migrate", "froze2", "-t", "hv1", check=False)
             assert refused.returncode != 0 and "libvirt" in refused.stderr

@@ -9,7 +9,8 @@ from lablib.host import wait_for
 from lablib.lab import Lab, four_letter_word
 from lablib.witness import Recorder
 
-from .cluster import Life, phase, started, word, words
+from .cluster import Life, fence_versions, phase, started, word, words
+from .judge import main_process, serves, transaction
 
 AWAY_S = 70.0
 
@@ -27,10 +28,11 @@ def every_command(lab: Lab, vm: str) -> None:
 
 def test_all_servers_away(lab: Lab, recorder: Recorder) -> None:
     started(lab, "calm1", "hv1")
-    life = Life(lab, recorder, "calm1")
+    life, fences = Life(lab, recorder, "calm1"), fence_versions(lab)
     for name in lab.names:
         lab.node(name).run("systemctl", "stop", "zookeeper.service")
     gone = time.monotonic()
+    assert not any(serves(lab, name) for name in lab.names)
     done = lab.pvc("vm", "list", check=False, timeout_s=20)
     assert done.returncode == 5 and "not reachable" in done.stderr and time.monotonic() - gone < 10
     wait_for("the outage has lasted long enough", lambda: time.monotonic() - gone > AWAY_S, AWAY_S + 5, 1)
@@ -42,6 +44,7 @@ def test_all_servers_away(lab: Lab, recorder: Recorder) -> None:
     unmarked(lab)
     time.sleep(10)
     unmarked(lab)
+    assert fence_versions(lab) == fences
     every_command(lab, "calm1")
 
 
@@ -51,9 +54,13 @@ def test_one_server_and_the_leader_away(lab: Lab, recorder: Recorder) -> None:
     leader = next(name for name in lab.names if "leader" in four_letter_word(lab.node_address(name), "srvr"))
     follower = next(name for name in lab.names if name != leader)
     for name in (follower, leader):
+        before, epoch = main_process(lab, name, "zookeeper.service")[0], transaction(lab)[0]
         lab.node(name).run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", "zookeeper.service")
+        wait_for(f"another server runs on {name}", lambda: main_process(lab, name, "zookeeper.service")[0] not in ("0", before), 20)  # noqa: B023
         lab.await_services(name)
+        assert (transaction(lab)[0] > epoch) == (name == leader), "a new leader is elected when the leader dies, and only then"
         unmarked(lab)
     lab.node(follower).run("systemctl", "stop", "zookeeper.service")
+    assert not serves(lab, follower)
     life.goes_on()
     every_command(lab, "calm2")

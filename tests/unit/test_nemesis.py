@@ -15,6 +15,7 @@ from nemesis import __main__ as program
 from nemesis import checker, faults, orders
 from nemesis.garbage import Garbage
 from nemesis.history import History
+from nemesis.run import DEADLY, HARMLESS, Nemesis
 
 from lablib.host import LabError
 
@@ -53,8 +54,8 @@ def held(at: float, web1: int = 1, wrong: tuple[str, ...] = ()) -> Event:
     return {"at": at, "kind": "held", "wrong": list(wrong), "lives": {"web1": web1, "web2": 1}}
 
 
-def settled(at: float) -> Event:
-    return {"at": at, "kind": "settled"}
+def settled(at: float, *dark: str) -> Event:
+    return {"at": at, "kind": "settled", "dark": list(dark)}
 
 
 def found(at: float, web1: str = "start") -> Event:
@@ -236,6 +237,22 @@ def test_what_the_fault_itself_blames() -> None:
     assert seen(judged(fault(1), held(9, wrong=("pvcd of hv1 has died",))), "pvcd of hv1 has died")
 
 
+def test_a_host_that_loses_its_power_for_nothing() -> None:
+    assert judged(fault(1, "hv1"), settled(9, "hv1")) == []
+    assert seen(judged(fault(1, "hv1"), settled(9, "hv2")), "hv2 has lost its power during it")
+    assert seen(judged(fault(1, "hv1", spared=True), settled(9, "hv1")), "hv1 has lost its power")
+    assert judged(fault(1, "hv1"), settled(9)) == []
+
+
+def test_a_fault_that_is_not_there_is_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nemesis.run.THERE_S", 0.0)
+    history = History(tmp_path / "history")
+    nemesis = Nemesis(NoLab(), None, history, None, 1, print)  # type: ignore[arg-type]
+    nemesis._see(faults.Fault("it", 1, lambda: None, there=lambda: False))
+    nemesis._see(faults.Fault("it", 1, lambda: None))
+    assert [event["what"] for event in history.events] == ["not within 0 s: it is there"]
+
+
 # ------------------------------------------------------------------------------------------------- words before anything is repaired
 
 @pytest.mark.parametrize("state", ["stop", "shutdown"])
@@ -293,12 +310,12 @@ class NoLab:
     names = ("hv1", "hv2", "hv3")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in faults.HARMLESS + faults.DEADLY if kind is not faults.zookeeper_leader_away], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [kind for kind in HARMLESS + DEADLY if kind is not faults.zookeeper_leader_away], ids=lambda kind: kind.__name__)
 def test_planning_a_fault_does_nothing_and_says_what_may_come(kind: Any) -> None:
     for seed in range(30):
         fault = kind(faults.Target(NoLab(), "hv1", list(VMS), random.Random(seed)))
         assert fault.hold_s > 0 and fault.name
-        assert fault.may_die == (["hv1"] if kind in faults.DEADLY else [])
+        assert fault.may_die == (["hv1"] if kind in DEADLY else [])
         assert not fault.must_die or (fault.must_die == ["hv1"] and not fault.spared and fault.hold_s >= faults.SURE_S)
         assert not fault.must_object or (fault.must_object == ["hv1"] and fault.spared and fault.hold_s >= faults.JUDGED_S)
 

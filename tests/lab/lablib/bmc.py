@@ -81,6 +81,13 @@ class Bmc:
         except (OSError, ValueError):
             return None
 
+    def orders(self) -> list[str]:
+        """What it has been told to do so far: a time and `set power 0`, for example. Questions are not among it."""
+        try:
+            return (self.folder / "commands").read_text().splitlines()
+        except OSError:
+            return []
+
     def stop(self) -> None:
         pid = self.pid
         if pid:

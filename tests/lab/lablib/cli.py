@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-from . import bmc, demo
+from . import bmc, demo, suites
 from .host import CHECKOUT, LabError
 from .lab import Lab, four_letter_word
 
@@ -21,10 +21,14 @@ def parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="bring the lab up, or finish what is missing of it")
     up.add_argument("nodes", nargs="?", type=int, default=3)
     up.add_argument("--interval", type=float, default=5.0, help="keepalive_interval of the nodes, seconds (default: 5)")
+    up.add_argument("--suite", default=suites.THIS_MACHINE, metavar="NAME[,NAME]", help="Debian's release of the nodes, made by mmdebstrap; of several, the "
+                    "nodes take turns: machine,trixie (default: machine, this machine's own root)")
     up.add_argument("--no-pvc", action="store_true", help="only ZooKeeper, libvirt and BMCs")
     commands.add_parser("demo", help="a story with times: VMs started, moved live, a node flushed; and a node that dies")
-    shell = commands.add_parser("sh", help="a shell in a node")
+    shell = commands.add_parser("sh", help="a shell in a node, or one program: sh NODE -- PROGRAM ...")
     shell.add_argument("node", nargs="?", default="hv1")
+    shell.add_argument("words", nargs="*", metavar="-- PROGRAM", help="run this and end with its exit status; without it, what is not a terminal "
+                       "on standard input is a script")
     for name, text in (("cut", "pull a node's network cable"), ("heal", "plug it in again"), ("kill", "cut a node's power"),
                        ("boot", "switch a node on")):
         commands.add_parser(name, help=text).add_argument("node")
@@ -58,11 +62,11 @@ def main() -> int:
 def run(arguments: argparse.Namespace, lab: Lab) -> int:
     command = arguments.command
     if command == "up":
-        lab.up(arguments.nodes, arguments.interval, not arguments.no_pvc)
+        lab.up(arguments.nodes, arguments.interval, not arguments.no_pvc, arguments.suite.split(","))
     elif command == "demo":
         demo.run(lab)
     elif command == "sh":
-        return lab.node(arguments.node).shell()
+        return lab.node(arguments.node).enter(arguments.words)
     elif command == "status":
         status(lab)
     elif command == "down":

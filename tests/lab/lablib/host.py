@@ -19,7 +19,7 @@ POLL_S = 0.1
 PACKAGES = ("systemd-container", "systemd-sysv", "dbus", "zookeeper", "default-jre-headless", "libvirt-daemon-system", "libvirt-clients",
             "qemu-system-x86", "qemu-utils", "python3-kazoo", "python3-libvirt", "python3-click", "python3-lxml",
             "python3-psutil", "ipmitool", "openipmi", "iproute2", "iptables", "busybox-static", "linux-image-cloud-amd64", "cpio",
-            "debhelper", "dh-python", "dpkg-dev", "fakeroot", "faketime", "procps", "util-linux", "kmod")
+            "binutils", "debhelper", "dh-python", "dpkg-dev", "fakeroot", "faketime", "procps", "util-linux", "kmod")
 
 T = TypeVar("T")
 
@@ -48,10 +48,10 @@ def wait_for(what: str, condition: Callable[[], T], timeout_s: float, poll_s: fl
         time.sleep(poll_s)
 
 
-def missing_packages() -> list[str]:
+def missing_packages(wanted: Sequence[str]) -> list[str]:
     shown = sh("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", check=False).stdout
     installed = {line.split()[0] for line in shown.splitlines() if line.split()[1:] == ["ii"]}
-    return [name for name in PACKAGES if name not in installed]
+    return [name for name in wanted if name not in installed]
 
 
 @contextmanager
@@ -70,11 +70,11 @@ def no_services() -> Iterator[None]:
             kept.rename(policy)
 
 
-def install_missing(say: Callable[[str], None]) -> None:
-    """Install what a fresh Debian machine lacks. Needs root and apt's mirrors."""
+def install_missing(say: Callable[[str], None], wanted: Sequence[str] = ()) -> None:
+    """Install what a fresh Debian machine lacks of `wanted`, or of all that a lab needs. Needs root and apt's mirrors."""
     if os.geteuid() != 0:
         raise LabError("the lab needs root")
-    missing = missing_packages()
+    missing = missing_packages(wanted or PACKAGES)
     if not missing:
         return
     say(f"installing {len(missing)} packages: {' '.join(missing)}")

@@ -27,6 +27,7 @@ class Journals:
         self._lock, self._stopping = threading.Lock(), False
         self._followed: dict[str, subprocess.Popen[str]] = {}
         self._threads = [threading.Thread(target=self._run, args=(lab.node(name),), daemon=True) for name in lab.names]
+        self._threads.append(threading.Thread(target=self._wake, daemon=True))
 
     def start(self) -> None:
         for thread in self._threads:
@@ -45,6 +46,14 @@ class Journals:
     def followed(self) -> bool:
         """Every node's journal is being read."""
         return all(name in self._followed and self._followed[name].poll() is None for name in self._lab.names)
+
+    def _wake(self) -> None:
+        """A node that shuts down stops all its processes for a moment. nsenter, outside of it, then stops itself too and would never go on."""
+        while not self._stopping:
+            for follower in list(self._followed.values()):
+                if follower.poll() is None:
+                    os.killpg(follower.pid, signal.SIGCONT)
+            threading.Event().wait(1)
 
     def _run(self, machine: Machine) -> None:
         while not self._stopping:

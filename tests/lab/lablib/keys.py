@@ -25,6 +25,13 @@ class Keys:
             return ""
         return data.decode("utf-8", "replace")
 
+    def version(self, path: str) -> int | None:
+        """How often the key has been written; None if it is missing or nobody answers."""
+        try:
+            return int(self._connected().get_async(path).get(timeout=ANSWER_S)[1].version)
+        except (KazooException, KazooTimeoutError):
+            return None
+
     def order(self, folder: str, **words: str) -> None:
         """Set keys of a VM in one transaction, as a client of 0.1 does: unconditionally."""
         transaction = self._connected().transaction()

@@ -12,13 +12,13 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import files, guests, witness
+from . import files, guests, suites, witness
 from .bmc import Bmc
 from .host import CHECKOUT, STATE, LabError, copy_checkout, install_missing, sh, wait_for
 from .machine import Machine
@@ -38,6 +38,8 @@ class Settings:
     nodes: int
     interval: float
     pvc: bool
+    suites: list[str] = field(default_factory=lambda: [suites.THIS_MACHINE])
+    """Debian's releases; the nodes take turns."""
 
 
 class Lab:
@@ -76,7 +78,27 @@ class Lab:
     def node(self, name: str) -> Machine:
         if name not in self.names:
             raise LabError(f"there is no node '{name}'; this lab has {', '.join(self.names)}")
-        return Machine(name, f"{self.prefix}-{name}", self.folder / "nodes" / name, self.prefix, self.shared)
+        return Machine(name, f"{self.prefix}-{name}", self.folder / "nodes" / name, self.prefix, self.shared, self._lower(name))
+
+    def _lower(self, name: str) -> Path:
+        releases = self.settings.suites
+        return suites.lower(releases[self.names.index(name) % len(releases)])
+
+    def clone(self, original: str) -> Machine:
+        """A fourth machine on a copy of a node's disk: the same name, machine-id and configuration, another address, no ZooKeeper server. Off."""
+        machine = self._clone(original)
+        machine.folder.mkdir()
+        sh("cp", "-a", str(self.node(original).upper), str(machine.upper))
+        units = machine.upper / "etc/systemd/system"
+        network = (units / "lab-network.service").read_text()
+        (units / "lab-network.service").write_text(network.replace(f"{self.node_address(original)}/", f"{self.address(50 + self.names.index(original))}/"))
+        (units / "zookeeper.service").unlink()
+        (units / "zookeeper.service").symlink_to("/dev/null")
+        return machine
+
+    def _clone(self, original: str) -> Machine:
+        number = self.names.index(original) + 1
+        return Machine(original, f"{self.prefix}-cl{number}", self.folder / "nodes" / f"cl{number}", self.prefix, self.shared, self._lower(original))
 
     def node_address(self, name: str) -> str:
         return self.address(10 + self.names.index(name) + 1)
@@ -98,13 +120,16 @@ class Lab:
 
     # -------------------------------------------------------------------------------------------------------------- up
 
-    def up(self, nodes: int = 3, interval: float = 5.0, pvc: bool = True) -> None:
+    def up(self, nodes: int = 3, interval: float = 5.0, pvc: bool = True, releases: Sequence[str] = (suites.THIS_MACHINE,)) -> None:
         """Bring the lab up, or finish what is missing of it."""
         install_missing(self.say)
         if not self.exists:
             self.folder.mkdir(parents=True, exist_ok=True)
-            settings = Settings(self._free_number(), nodes, interval, pvc)
+            settings = Settings(self._free_number(), nodes, interval, pvc, list(releases))
             (self.folder / "settings.json").write_text(json.dumps(asdict(settings)))
+        for release in self.settings.suites:
+            if release != suites.THIS_MACHINE:
+                suites.prepare(release, self.say)
         self._network()
         guests.prepare(self.shared, STATE / "cache")
         debs = self._packages() if self.settings.pvc else []
@@ -202,13 +227,15 @@ class Lab:
         done = self.node(node).run("/usr/bin/python3", "-c", _READ, path, check=False, timeout_s=20)
         return done.stdout if done.returncode == 0 else None
 
-    def define(self, vm: str, node: str, **options: object) -> None:
-        """Define a kernel guest homed on `node`."""
-        if options.get("disk"):
-            with (self.shared / "disks" / vm).open("wb") as file:
-                file.truncate(1 << 20)
-        xml = guests.kernel_guest(vm, **options)  # type: ignore[arg-type]
-        self.pvc("vm", "define", "-t", node, "-", stdin=xml)
+    def define(self, vm: str, node: str, tiny: bool = False, **options: object) -> None:
+        """Define a guest homed on `node`: a tiny one, or a kernel guest, with a disk unless `disk` is False."""
+        self.pvc("vm", "define", "-t", node, "-", stdin=guests.tiny_guest(vm) if tiny else self.guest(vm, **options))
+
+    def guest(self, vm: str, **options: object) -> str:
+        """XML of a kernel guest, whose empty disk is there."""
+        with (self.shared / "disks" / vm).open("wb") as file:
+            file.truncate(1 << 20)
+        return guests.kernel_guest(vm, **{"disk": True, **options})  # type: ignore[arg-type]
 
     def testimony(self, vm: str) -> witness.Testimony:
         return witness.read(self.shared / "serial" / vm)
@@ -269,6 +296,7 @@ class Lab:
             self.bmc(name).stop()
         for name in self.names:
             self.node(name).remove()
+            self._clone(name).remove()
         if sh("ip", "link", "show", self.prefix, check=False).returncode == 0:
             sh("ip", "link", "delete", self.prefix)
         shutil.rmtree(self.folder)

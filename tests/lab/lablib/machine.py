@@ -3,15 +3,20 @@
 """One node: a booted systemd-nspawn container on an overlay of this machine's root, in cgroups of its own."""
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .host import LabError, alive, children_of, run_detached, sh, wait_for
 
 CGROUPS = Path("/sys/fs/cgroup")
+LEGACY = ("SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1",)
+"""For a node's own PID 1: systemd 257 does not start on cgroups v1, where this machine has them, unless it is told to."""
 
 
 class Machine:
@@ -44,20 +49,25 @@ class Machine:
         return children[0] if children else None
 
     def boot(self) -> None:
-        """Power on; returns when the container's init exists. Does nothing if it has power."""
-        if self.pid:
-            return
+        """Power on; returns when the container's init exists. Does nothing if it has power. A test and a controller may do it at the same time."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "boot.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self.pid:
+                self._boot()
+
+    def _boot(self) -> None:
         self._mount()
         groups = self._cgroups()
         enter = "".join(f"echo $$ > {group}/cgroup.procs\n" for group in groups)
         nspawn = ["systemd-nspawn", "-q", "-D", str(self.root), f"--machine={self.label}", f"--hostname={self.name}", "--register=no",
                   "--keep-unit", f"--network-bridge={self.bridge}", "--capability=all", "--bind=/dev/net/tun",
                   f"--bind={self.shared}:/srv/shared", "--resolv-conf=off", "--timezone=off", "--link-journal=no",
-                  "--console=pipe", "-b", "systemd.unit=lab.target"]
+                  "--console=pipe", "-b", "systemd.unit=lab.target", *LEGACY]
         script = self.folder / "boot.sh"
         script.write_text("#!/bin/sh\n" + enter + "exec " + " ".join(nspawn) + "\n")
         script.chmod(0o755)
-        pid = run_detached([str(script)], self.folder / "console.log")
+        pid = run_detached([str(script)], self.folder / "console.log")  # it does not inherit the lock
         (self.folder / "pid").write_text(f"{pid}\n")
         wait_for(f"{self.name} has an init", lambda: self.init, 20)
 
@@ -70,6 +80,9 @@ class Machine:
         if pid:
             wait_for(f"{self.name} is off", lambda: not alive(pid), 20)
         (self.folder / "pid").unlink(missing_ok=True)
+        for left in Path("/run/systemd/nspawn").glob(f"*/{self.label}"):  # what a killed systemd-nspawn could not clean up; 257 refuses to start with it
+            sh("umount", "-l", str(left), check=False)
+            shutil.rmtree(left, ignore_errors=True)
         # The kernel takes a dead container's interface away in its own time; the next boot needs the name.
         sh("ip", "link", "delete", f"vb-{self.label}", check=False)
 
@@ -83,9 +96,6 @@ class Machine:
             sh("umount", "-l", str(self.root))
         for group in self._cgroup_paths():
             _remove_cgroup(group)
-        for left in Path("/run/systemd/nspawn").glob(f"*/{self.label}"):  # what a killed systemd-nspawn could not clean up
-            sh("umount", "-l", str(left), check=False)
-            shutil.rmtree(left, ignore_errors=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def freeze(self, frozen: bool) -> None:
@@ -112,15 +122,16 @@ class Machine:
             raise LabError(f"{self.name}: {' '.join(argv)}: exit status {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
         return done
 
-    def shell(self) -> int:
-        """A person's shell in the node; its exit status."""
+    def enter(self, words: Sequence[str] = ()) -> int:
+        """Run a program in the node on the caller's standard streams; its exit status. No words: a person's shell, or, where standard input
+        is no terminal, a shell that reads it as a script and ends with it. (`script` would wait for a terminal's end, which never comes.)
+        """
         init = self.init
         if not init:
             raise LabError(f"{self.name} is off")
-        term = os.environ.get("TERM", "dumb")
-        return subprocess.call(["nsenter", "-t", str(init), "-m", "-u", "-i", "-n", "-p", "--", "env", "-i", f"TERM={term}", "HOME=/root",
-                                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-                                "script", "-qc", "bash -li", "/dev/null"])
+        shell = ["script", "-qc", "bash -li", "/dev/null"] if sys.stdin.isatty() else ["bash", "-ls"]
+        return subprocess.call(["nsenter", "-t", str(init), "-m", "-u", "-i", "-n", "-p", "--", "env", "-i", f"TERM={os.environ.get('TERM', 'dumb')}",
+                                "HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", *(words or shell)])
 
     def processes(self, pattern: str) -> list[int]:
         """The node's processes whose command line has `pattern`, as this machine numbers them."""

@@ -7,6 +7,7 @@ or as a counter that goes back within one life.
 """
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -79,6 +80,7 @@ class Recorder:
         self._rest: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._found: dict[str, Testimony] = {}
+        self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Recorder:
@@ -88,24 +90,40 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
         self._thread.join()
+        self._check()
 
     def testimony(self, vm: str) -> Testimony:
-        """What the VM has said since the recorder started; goes on growing."""
+        """What the VM has said since the recorder started; goes on growing. Raises what has ended the recorder, if something has."""
+        self._check()
         with self._lock:
             return self._found.setdefault(vm, Testimony())
 
-    def _run(self) -> None:
-        while not self._stopping.wait(EVERY_S):
-            for path in self._folder.iterdir():
-                self._follow(path)
+    def _check(self) -> None:
+        if self._failure:
+            raise RuntimeError("the witness has gone blind") from self._failure
 
-    def _follow(self, path: Path) -> None:
-        with path.open("rb") as file:
-            file.seek(self._offsets.get(path.name, 0))
+    def _run(self) -> None:
+        try:
+            while not self._stopping.wait(EVERY_S):
+                with os.scandir(self._folder) as files:
+                    for file in files:
+                        self._follow(file)
+        except BaseException as error:  # a witness that is gone must not be one that has seen nothing
+            self._failure = error
+
+    def _follow(self, entry: os.DirEntry[str]) -> None:
+        """Read what is new. Hundreds of files are looked at, so only those that have grown are opened."""
+        offset = self._offsets.get(entry.name, 0)
+        if entry.stat().st_size == offset:
+            return
+        with open(entry.path, "rb") as file:
+            file.seek(offset)
             new = file.read()
         now = time.monotonic()
-        self._offsets[path.name] = self._offsets.get(path.name, 0) + len(new)
-        *lines, rest = (self._rest.get(path.name, b"") + new).split(b"\n")
-        self._rest[path.name] = rest
+        self._offsets[entry.name] = offset + len(new)
+        *lines, rest = (self._rest.get(entry.name, b"") + new).split(b"\n")
+        self._rest[entry.name] = rest
+        with self._lock:
+            found = self._found.setdefault(entry.name, Testimony())
         for line in lines:
-            self.testimony(path.name).add(line, now)
+            found.add(line, now)

@@ -15,7 +15,7 @@ from .cluster.errors import PVCError
 from .cluster.records import ANY, Change, Claim, Create, Delete, Fence, FenceRecord, Write
 from .cluster.schema import DaemonState, DomainState, FencePhase
 from .cluster.store import Store
-from .local import Hypervisor
+from .local import Guest, Hypervisor, Status
 
 LATE_POWER_OFF_S = 30.0
 """A fence that was under way when the node booted: a power-off that was sent may still land for this long. More than the gate, the call and
@@ -143,18 +143,25 @@ class Registration:
         claims = self._store.claims()
         for guest in self._hypervisor.inventory():
             claim = claims[guest.uuid].value if guest.uuid in claims else None
-            if isinstance(claim, Claim) and claim.node == self._node and claim.inc != inc:
+            if isinstance(claim, Claim) and claim.node == self._node and claim.inc != inc and not self._arrives(claim, guest):
                 raise Refused(f"{guest.name} runs here under a claim of an earlier boot of this node ({claim.inc}), which cannot be: "
                               f"this boot's identity ({inc}) is read wrongly. Nothing was touched.")
 
+    def _arrives(self, claim: Claim, guest: Guest) -> bool:
+        """It came by a migration to this node, and has not been resumed: the call came late, into a boot that did not agree. The source may
+        even have handed the claim to the boot before this one.
+        """
+        op = claim.op
+        return op is not None and op.v == 2 and op.dest == self._node and guest.status in (Status.PAUSED, Status.MIGRATING)
+
     def _destroy_strays(self) -> None:
-        """A guest that another node holds and that is here already was migrated to the boot before this one: the call came late, and nobody
-        here has agreed. It goes before the fence moves, because from then on its source may take that life's death for a proof.
+        """A guest that another node holds and that is here already was migrated to the boot before this one, or started by hand. It may
+        run, so it goes before this node comes up; but not what has arrived paused for this node, and runs only once its claim is here.
         """
         claims = self._store.claims()
         for guest in self._hypervisor.inventory():
             claim = claims[guest.uuid].value if guest.uuid in claims else None
-            if isinstance(claim, Claim) and claim.node != self._node:
+            if isinstance(claim, Claim) and claim.node != self._node and not self._arrives(claim, guest):
                 self._hypervisor.destroy(guest.uuid)
 
     def _destroy_all(self) -> None:

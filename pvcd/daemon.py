@@ -18,46 +18,48 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from . import ansiiprint, identity, zxid
+from . import ansiiprint, identity
 from . import config as configuration
 from .cluster import schema
-from .cluster.errors import HypervisorUnknown, PVCError, Unreachable
-from .cluster.notices import encode_strangers
-from .cluster.records import ANY, Check, Timing, View, Write
+from .cluster.errors import PVCError
+from .cluster.records import ANY, Check, View, Write
 from .cluster.schema import DaemonState
 from .cluster.store import Store
 from .cluster.zk import ZooKeeper
+from .collector import Collector
 from .departure import Limits
 from .driftwatch import DriftWatch
 from .ensemble import Ensemble
 from .environment import Environment
 from .fencing import Fencing
+from .ground import Ground
 from .hostjobs import host_goes_down
 from .hypervisor import LibvirtHypervisor
 from .instances import NODES, VIEW, Instances
 from .ipmi import Ipmi
-from .keepalive import Keepalive, measure
+from .keepalive import Keepalive
 from .leaving import Leaving, come_home
 from .liveness import Liveness
+from .machine import Host, Refused, WrongIdentity
+from .marks import Marks, TakenBack
 from .notify import Notifier, feeding_s
 from .questions import Questions
 from .reconciler import Reconciler
-from .registration import Refused, Registration, Start, adoptable
+from .registration import Start, adoptable
 from .situation import Level
 from .standing import Standing
 from .supervisor import Supervisor
 from .view import ViewCache
 
 CONFIGURATION_ERROR, MAY_COME_LATER = 78, 1
-PREFLIGHT_S = 15.0
+NEEDS_AN_OPERATOR = CONFIGURATION_ERROR  # systemd does not try again
 RESYNC_S = 60.0
 ADOPT_S = 20.0
 """With all other waits of the start well below TimeoutStartSec=120 of the unit."""
 ARRIVALS_S = 30.0
-COLLECT_PAUSE_S = 0.2
 EXTEND_S = 30.0
 LAST_WORDS_S = 2.0
-STATE_DIRECTORY = "/var/lib/pvc"
+STATE_DIRECTORY = Path("/var/lib/pvc")
 
 
 def main() -> int:
@@ -73,6 +75,9 @@ def _main() -> int:
     if not path:
         _say(Level.CRITICAL, "PVCD_CONFIG_FILE is not set; it names the configuration file: PVCD_CONFIG_FILE=/etc/pvc/pvcd.conf")
         return CONFIGURATION_ERROR
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, lambda *_: asked.set())
     try:
         config = configuration.load(path, socket.gethostname())
     except configuration.ConfigError as error:
@@ -80,14 +85,17 @@ def _main() -> int:
         return CONFIGURATION_ERROR
     for warning in config.warnings:
         _say(Level.WARNING, warning)
-    daemon = Daemon(config)
+    daemon = Daemon(config, asked)
     try:
         daemon.start()
         return daemon.serve()
-    except (PVCError, Refused) as error:
+    except PVCError as error:
         _say(Level.CRITICAL, str(error))
         daemon.reconciler.stop(0.0)
-        return MAY_COME_LATER
+        daemon.notifier.status(str(error))
+        if asked.is_set():
+            return daemon.end()
+        return NEEDS_AN_OPERATOR if isinstance(error, (WrongIdentity, TakenBack)) else MAY_COME_LATER
     finally:
         daemon.close()
 
@@ -110,6 +118,7 @@ class _Flags:
     """What other threads tell the main thread."""
 
     stop: threading.Event
+    """the threads end"""
     asked: threading.Event
     """a signal has come: the main thread ends the daemon, when what has to come before that is done"""
     exit_reason: str = ""
@@ -118,17 +127,18 @@ class _Flags:
 class Daemon:
     """The whole of pvcd on one host. Built and stopped by the main thread."""
 
-    def __init__(self, config: configuration.Config) -> None:
-        self.config, self.node = config, socket.gethostname()
+    def __init__(self, config: configuration.Config, asked: threading.Event) -> None:
+        self.config, self.node = config, config.node
         self.clock = identity.boottime
-        self.flags = _Flags(threading.Event(), threading.Event())
-        self.collect_wake = threading.Event()
+        self.flags = _Flags(threading.Event(), asked)
         self.notifier = Notifier(os.environ.get("NOTIFY_SOCKET", ""))
         self.reconciler = Reconciler(lambda key: self.instances.visit(key), self.clock, self._report, workers=4)
         self.hypervisor = LibvirtHypervisor(notify=self._libvirt_event, migration_workers=config.migration_workers,
                                             migrate_unsafe=config.migrate_unsafe)
-        self.zk = ZooKeeper(config.zookeeper, config.session_timeout_s, config.call_timeout_s, self._zookeeper_state)
-        self.store = Store(self.zk)
+        self.zk = ZooKeeper(config.zookeeper, config.session_timeout_s, config.call_timeout_s, self._zookeeper_state, guarded=True)
+        host = Host(self.node, identity.boot(), identity.machine_id())
+        self.marks = Marks(self.zk, self.node, host.machine_id, STATE_DIRECTORY)
+        self.store = Store(self.zk, self.marks.acknowledged)
         self.cache = ViewCache(self.store, self._view_changed)
         self.standing = Standing(self.node)
         self.env = Environment(
@@ -139,12 +149,13 @@ class Daemon:
         limits = Limits(config.host_shutdown == "flush", config.host_shutdown_timeout, config.shutdown_timeout)
         self.leaving = Leaving(self.env, self.instances, limits, lambda: self.zk.connected)
         self.keepalive = Keepalive(
-            self.store, self.standing, config.keepalive_interval, self.clock, time.time, _say, self._acknowledged, self._exit,
-            self._rewrite, lambda: self.cache.current().nodes.get(self.node), self.notifier.watchdog,
+            self.store, self.standing, self.marks, config.keepalive_interval, self.clock, time.time, _say, self._acknowledged, self._exit,
+            self._rewrite, lambda: self.cache.current().nodes.get(self.node), self.notifier.watchdog, self._refused,
             feeding_s(os.environ, os.getpid()))
-        self.ensemble = Ensemble(self.zk, Path(STATE_DIRECTORY), _say, lambda servers: self.keepalive.leave({"zookeeper": servers}))
+        self.collector = Collector(self.hypervisor, self.instances, self.keepalive, config.keepalive_interval, _say)
+        self.ensemble = Ensemble(self.zk, STATE_DIRECTORY, _say, lambda servers: self.keepalive.leave({"zookeeper": servers}))
+        self.ground = Ground(config, host, self.hypervisor, self.zk, self.store, self.marks, self.ensemble, STATE_DIRECTORY, _say, utc)
         self.supervisor = Supervisor()
-        self._zxids = zxid.Newest()
         self._closed = threading.Event()
         self.liveness = Liveness(self.node, config.keepalive_interval)
         self.fence_wake = threading.Event()
@@ -155,29 +166,33 @@ class Daemon:
         self._last_resync = 0.0
         self._unseen: set[str] | None = set()
         """VMs that run here and that this process has not yet looked at; None: `protocol` is published"""
-        self._libvirt_trouble = ""
         self._last_acknowledged: float | None = None
 
     # -------------------------------------------------------------------------------------------------------- start
 
     def start(self) -> None:
-        """Everything up to `run`. Raises what ends the start: exit status 1, and systemd tries again."""
-        signal.signal(signal.SIGTERM, lambda *_: self.flags.asked.set())
-        signal.signal(signal.SIGINT, lambda *_: self.flags.asked.set())
-        signal.signal(signal.SIGQUIT, lambda *_: self.flags.asked.set())
+        """Everything up to `run`, or up to the moment in which this process is told to stop: `serve` then writes `stop`. A registration is
+        finished in any case, since only a registered node can say so. Raises what ends the start: exit status 1, and systemd tries again.
+        """
         self._preflight()
         start = self._register()
-        self._spawn("collector", self._collect)
+        if self.flags.asked.is_set():
+            return
+        self._spawn("collector", lambda: self.collector.run(self.flags.stop))
         self._spawn("ensemble", lambda: self.ensemble.run(self._closed.is_set))
         self.keepalive.thread.start()
         self.supervisor.watch([self.keepalive.thread])
         self._write_state(DaemonState.INIT)
-        if start.wait_s and self.flags.asked.wait(start.wait_s):
+        if self.flags.asked.wait(start.wait_s):
             return
         come_home(self.env)
         self.cache.refresh()
         self.instances.start()
         self._adopt()
+        if not self.flags.asked.is_set():
+            self._run()
+
+    def _run(self) -> None:
         self._publish_protocol()
         self.keepalive.daemonstate = DaemonState.RUN
         self._write_state(DaemonState.RUN)
@@ -193,39 +208,15 @@ class Daemon:
         self.notifier.status(f"running as {self.node}, incarnation {self.standing.inc}")
 
     def _preflight(self) -> None:
-        static = identity.static_data()
-        _say(Level.INFO, f"pvcd on {self.node}: {static}")
-        try:
-            self.hypervisor.start(PREFLIGHT_S)
-        except HypervisorUnknown as error:
-            raise Refused(f"libvirt does not answer at {self.hypervisor.uri}: {error}. Enable it: set auth_tcp = \"none\" in "
-                          "/etc/libvirt/libvirtd.conf, then systemctl enable --now libvirtd-tcp.socket") from error
-        self.ensemble.recall()
-        try:
-            self.zk.start(PREFLIGHT_S)
-        except Unreachable as error:
-            raise Refused(f"ZooKeeper does not answer at {self.config.zookeeper}: {error}. Look at it: "
-                          "systemctl status zookeeper") from error
-        if not self.zk.has_root():
-            raise Refused(f"ZooKeeper at {self.config.zookeeper} has no {self.config.zookeeper.chroot}: is the path in pvcd.conf right? If the "
-                          f"cluster is new: pvc -z {self.config.zookeeper} init")
-        self.zk.sync(schema.NODES)  # the first answer tells where ZooKeeper is
-        zxid.refuse_older(Path(STATE_DIRECTORY), self.zk.last_zxid)
+        self.ground.find_libvirt()
+        self.ground.find_zookeeper()
 
     def _register(self) -> Start:
-        config, machine_id = self.config, identity.machine_id()
-        static = {
-            "staticdata": identity.static_data(), "ipmihostname": config.ipmi_hostname, "ipmiusername": config.ipmi_username,
-            "ipmipassword": config.ipmi_password, "protocol": "0",
-            "timing": Timing(config.keepalive_interval, config.fence_intervals).encode().decode()}
-        self.registration = Registration(self.store, self.hypervisor, self.node, identity.boot(), machine_id, utc())
-        start, version = self.registration.run(static)
+        start, version = self.ground.register()
         self.standing.inc = start.inc
         self.standing.set_up(version)
         _say(Level.INFO, f"registered ({start.rule}) as incarnation {start.inc}")
-        if not config.ipmi_username or not config.ipmi_password:
-            _say(Level.WARNING, "no IPMI user and password are configured: this node cannot be fenced, and its VMs are not recovered "
-                                "when it dies until an operator confirms that it is off")
+        self.ground.warn()
         return start
 
     def _adopt(self) -> None:
@@ -235,7 +226,7 @@ class Daemon:
         for name in (NODES, VIEW, ("domains", "")):
             self.instances.visit(name)
         here = adoptable(self.store, self.hypervisor)
-        self._unseen = {name for _, name in self.reconciler.first([("domain", found) for found in here], ADOPT_S)}
+        self._unseen = {name for _, name in self.reconciler.first([("domain", found) for found in here], ADOPT_S, self.flags.asked.is_set)}
         if self._unseen:
             _say(Level.WARNING, f"{len(self._unseen)} of {len(here)} VMs that run here do not answer within {ADOPT_S:.0f} s: "
                  f"{', '.join(sorted(self._unseen))}. They are looked at again; the start goes on without them")
@@ -268,8 +259,13 @@ class Daemon:
             self._look_around()
         self.notifier.stopping()
         self._leave()
+        return self.end()
+
+    def end(self) -> int:
+        """Stop, as told by a signal; also when the start was not over, or has failed."""
         self.flags.stop.set()
-        self._stop()
+        if self.standing.inc:
+            self._stop()
         return 0
 
     def _look_around(self) -> None:
@@ -316,6 +312,7 @@ class Daemon:
             self._write_state(DaemonState.STOP)
         except PVCError as error:
             _say(Level.WARNING, f"`stop` could not be written ({error}): peers will look after this node if it stays away")
+        self.marks.keep()
 
     def close(self) -> None:
         self._closed.set()
@@ -329,39 +326,6 @@ class Daemon:
         thread.start()
         self.supervisor.watch([thread])
 
-    def _collect(self) -> None:
-        """Collector thread: leaves statistics ready for the keepalive, every tick and soon after each lifecycle event. When libvirt
-        hangs, only this thread waits.
-        """
-        seen: set[str] = set()
-        while not self.flags.stop.is_set():
-            self.collect_wake.clear()
-            self.keepalive.leave(measure(None))
-            try:
-                guests = self.hypervisor.inventory()
-            except PVCError as error:
-                _say(Level.WARNING, f"libvirt gives no inventory: {error}")
-                self._libvirt_answers(schema.printable(str(error))[:200])
-                self.flags.stop.wait(self.config.keepalive_interval)
-                continue
-            self._libvirt_answers("")
-            known = set(self.instances.domains)
-            running = {guest.uuid for guest in guests if guest.uuid in known}
-            outside = encode_strangers(self.instances.strangers(guests))
-            self.keepalive.leave({**measure(sorted(running), len(guests)), "strangers": outside})
-            self.instances.inventory_seen(guests)
-            if running != seen:
-                self.keepalive.wake()  # people wait for this list to change; the next tick may be seconds away
-            seen = running
-            self.flags.stop.wait(COLLECT_PAUSE_S)
-            self.collect_wake.wait(self.config.keepalive_interval)
-
-    def _libvirt_answers(self, trouble: str) -> None:
-        """Peers send no VM to a host whose libvirt gives no answer."""
-        changed, self._libvirt_trouble = trouble != self._libvirt_trouble, trouble
-        self.keepalive.leave({"libvirtstate": trouble})
-        if changed:
-            self.keepalive.wake()
 
     def _time(self) -> None:
         """Timer thread, once a second or four times a tick: the ZooKeeper supervisor, the resync, and the silence of peers. Only this
@@ -371,12 +335,11 @@ class Daemon:
             self.supervisor.beat("timer")
             self.reconciler.relieve()
             self.zk.ensure_alive()
-            self._refuse_older()
+            self.marks.keep()
             now = self.clock()
             if now - self._last_resync >= RESYNC_S:
                 self._last_resync = now
                 self.instances.resync()
-                zxid.keep(Path(STATE_DIRECTORY), self._zxids.seen)
             self._look_at_the_unseen()
             self._observe_peers()
 
@@ -385,17 +348,6 @@ class Daemon:
             self._publish_protocol()
         except PVCError:
             return  # tried again with the next second
-
-    def _refuse_older(self) -> None:
-        """A new session may begin at a server that is behind by a moment, so the leader is asked. The next start says what to do."""
-        if not self._zxids.went_back(self.zk.last_zxid):
-            return
-        try:
-            self.zk.sync(schema.NODES)
-        except PVCError:
-            return
-        if self._zxids.went_back(self.zk.last_zxid):
-            self._exit("ZooKeeper's data is older than what this process has seen")
 
     def _observe_peers(self) -> None:
         acknowledged = self._last_acknowledged
@@ -435,12 +387,19 @@ class Daemon:
             self.instances.resync()
         else:
             self.reconciler.add(("domain", found))
-            self.collect_wake.set()
+            self.collector.wake()
 
     def _zookeeper_state(self, connected: bool) -> None:
         _say(Level.INFO if connected else Level.WARNING, "ZooKeeper: " + ("connected" if connected else "connection lost"))
         if connected:
             self.ensemble.wake()
+            self.keepalive.wake()  # nothing is written on a new connection before a round has looked at what is behind it
+            self.instances.resync()
+
+    def _refused(self, reason: str) -> None:
+        """What must not act says so in `systemctl status`; afterwards everything is looked at again."""
+        self.notifier.status(reason or f"running as {self.node}, incarnation {self.standing.inc}")
+        if not reason:
             self.instances.resync()
 
     def _acknowledged(self, now: float) -> None:
@@ -450,7 +409,7 @@ class Daemon:
     def _rewrite(self) -> None:
         actor = self.standing.actor()
         if actor is not None:
-            self.registration.rewrite(self.keepalive.daemonstate, actor.mine)
+            self.ground.registration.rewrite(self.keepalive.daemonstate, actor.mine)
 
     def _exit(self, reason: str) -> None:
         self.flags.exit_reason = reason

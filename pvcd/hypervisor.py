@@ -23,7 +23,7 @@ import libvirt
 from .cluster.errors import HypervisorError, HypervisorUnknown
 from .cluster.schema import printable
 from .connections import Connections
-from .local import Call, CallState, Ending, Guest, Local, Status
+from .local import Call, CallState, Ending, Guest, Kept, Local, Status
 
 LOCAL_URI = "qemu+tcp://127.0.0.1:16509/system"
 PEER_URI = "qemu+tcp://{}/system"
@@ -232,6 +232,19 @@ class LibvirtHypervisor:
                 self._endings[uuid] = Ending.GUEST if guest else Ending.UNKNOWN
             elif event == libvirt.VIR_DOMAIN_EVENT_STOPPED and detail in _ENDINGS:
                 self._endings[uuid] = _ENDINGS[detail]
+
+    def starts_by_itself(self, uuid: str) -> bool:
+        """See `local.Hypervisor`. Asks no guest."""
+        return bool(self._do(uuid, lambda domain: domain.isPersistent() and domain.autostart()))
+
+    def kept(self) -> tuple[Kept, ...]:
+        """See `local.Hypervisor`. Asks no guest."""
+        try:
+            with self._connections.lend() as connection:
+                found = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
+                return tuple(Kept(domain.UUIDString(), domain.name(), bool(domain.autostart())) for domain in found)
+        except libvirt.libvirtError as error:
+            raise translated(error) from error
 
     # ----------------------------------------------------------------------------------------------------------- verbs
 

@@ -17,12 +17,16 @@ def boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def boot(proc: Path = PROC) -> str:
-    """This boot, as 16 hex digits: boot id and the start of PID 1 (a container may share its host's boot id)."""
+def kernel_boot(proc: Path = PROC) -> str:
+    """This boot as the kernel tells it: boot id and the start of PID 1 (a container may share its host's boot id)."""
     boot_id = (proc / "sys/kernel/random/boot_id").read_text().strip()
     stat = (proc / "1/stat").read_text()
-    started = stat[stat.rindex(")") + 2:].split()[19]
-    return hashlib.sha256(f"{boot_id} {started}".encode()).hexdigest()[:16]
+    return f"{boot_id} {stat[stat.rindex(')') + 2:].split()[19]}"
+
+
+def boot(proc: Path = PROC) -> str:
+    """This boot as incarnations name it: 16 hex digits."""
+    return hashlib.sha256(kernel_boot(proc).encode()).hexdigest()[:16]
 
 
 def machine_id(etc: Path = ETC) -> str:

@@ -97,6 +97,15 @@ class Guest:
     status: Status
 
 
+@dataclass(frozen=True)
+class Kept:
+    """One domain that libvirt itself keeps (persistent)."""
+
+    uuid: str
+    name: str
+    autostart: bool
+
+
 class Hypervisor(Protocol):
     """Verbs on local domains. Each raises HypervisorError (a definite no) or HypervisorUnknown, unless it says otherwise."""
 
@@ -107,6 +116,12 @@ class Hypervisor(Protocol):
 
     def inventory(self) -> tuple[Guest, ...]:
         """Every active domain of this host, PVC's or not. Asks no guest's monitor: one that hangs does not hold it up."""
+
+    def starts_by_itself(self, uuid: str) -> bool:
+        """libvirt keeps this running domain and starts it at each boot (persistent, with autostart)."""
+
+    def kept(self) -> tuple[Kept, ...]:
+        """The domains that libvirt itself keeps, running or not."""
 
     def create(self, xml: str) -> None:
         """Start a transient domain; returns when its guest runs."""

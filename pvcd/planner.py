@@ -27,7 +27,7 @@ from enum import Enum
 from .cluster import avoid, claims, schema
 from .cluster.placement import WANTED
 from .cluster.records import PATIENCE_S, Change, Check, Claim, View
-from .cluster.schema import DomainState, OpPhase, Unknown, VMState
+from .cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
 from .handoff import RESTART_S, halted, plan_arrival, plan_handoff
 from .local import HALTED, Status
 from .situation import Level, Situation, Step, Verb
@@ -156,16 +156,17 @@ def _acquire(s: Situation) -> Step:
     outside = sorted(name for name in s.view.nodes if name != s.me.node and s.view.runs_outside(name, s.record.uuid))
     if outside:
         return Step(9, f"waits: it runs outside PVC on {', '.join(outside)}", level=Level.WARNING, again_s=s.timers.tick_s)
-    silent = sorted(name for name in s.view.nodes if s.view.is_running(name) and not _speaks(s.view, name))
+    silent = sorted(name for name, found in s.view.nodes.items() if found.daemonstate is DaemonState.RUN and not _speaks(s.view, name))
     if silent:
-        return Step(9, f"waits: {', '.join(silent)} has not finished its start", level=Level.WARNING, again_s=1.0)
+        why = "has not finished its start" if s.view.fence(silent[0]) else "runs a pvcd that knows no claims: upgrade it, or stop it"
+        return Step(9, f"waits: {', '.join(silent)} {why}", level=Level.WARNING, again_s=1.0)
     return Step(9, "wanted here: claimed", changes=claims.acquire(s.me, s.record, s.claim))
 
 
 def _speaks(view: View, name: str) -> bool:
-    """The node has looked at what runs on it, and honours claims."""
-    protocol = view.nodes[name].protocol
-    return isinstance(protocol, int) and protocol >= 1
+    """The node has looked at what runs on it, and honours claims; or it is proved to run nothing."""
+    protocol, fence = view.nodes[name].protocol, view.fence(name)
+    return (isinstance(protocol, int) and protocol >= 1) or (fence is not None and fence.phase is FencePhase.FENCED)
 
 
 # ---------------------------------------------------------------------------------------------- my claim, no operation

@@ -62,9 +62,9 @@ class Reconciler:
             if thread.ident is None:
                 thread.start()
 
-    def first(self, keys: Collection[Key], timeout_s: float) -> set[Key]:
-        """Start the workers, visit each of `keys` once and nothing else meanwhile; returns those that were not done within `timeout_s`.
-        What else was added comes after it.
+    def first(self, keys: Collection[Key], timeout_s: float, ended: Callable[[], bool] = lambda: False) -> set[Key]:
+        """Start the workers, visit each of `keys` once and nothing else meanwhile; returns those that were not done within `timeout_s`
+        or before `ended()`, which is asked twice a second. What else was added comes after it.
         """
         with self._changed:
             self._only, waiting = set(keys), [*self._quick, *self._slow]
@@ -76,8 +76,8 @@ class Reconciler:
         self.start()
         deadline = self._clock() + timeout_s
         with self._changed:
-            while self._only and self._clock() < deadline:
-                self._changed.wait(deadline - self._clock())
+            while self._only and self._clock() < deadline and not ended():
+                self._changed.wait(min(0.5, deadline - self._clock()))
             late, self._only = self._only, None
             held, self._held = self._held, {}
             for key in held:
@@ -98,7 +98,7 @@ class Reconciler:
                     thread.start()
 
     def stop(self, timeout_s: float) -> bool:
-        """Let running visits end and start no more. True if all ended within `timeout_s`."""
+        """Let running visits end and start no more. True if all ended within `timeout_s`. The threads need not have been started."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()

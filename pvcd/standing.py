@@ -11,7 +11,7 @@ import threading
 from enum import Enum
 
 from .cluster.claims import Actor
-from .cluster.records import Fence, FenceRecord
+from .cluster.records import Fence, FenceRecord, Value
 from .cluster.schema import FencePhase
 
 
@@ -36,6 +36,32 @@ def answer(fence: FenceRecord, inc: str) -> Answer:
     if found.phase is FencePhase.UP:
         return Answer.PUBLISH
     return Answer.SILENT if found.forced else Answer.OBJECT
+
+
+class Company:
+    """Is another host writing this node's keepalive? Used by the keepalive thread alone.
+
+    The key moves by this process's own writes only. A write of an earlier process may come late, and somebody may try the key by hand: so one
+    foreign move means nothing, and three within ten rounds do. When the other is gone, ten quiet rounds end it.
+    """
+
+    MOVES, ROUNDS = 3, 10
+
+    def __init__(self) -> None:
+        self._created = self._most = 0
+        self._moves: list[int] = []
+        self._round, self._company = 0, False
+
+    def seen(self, key: Value) -> bool:
+        """A look at the key, before a write at the version seen; True while there is company."""
+        self._round += 1
+        if key.czxid == self._created and key.version > self._most:
+            self._moves.append(self._round)
+        self._moves = [at for at in self._moves if self._round - at < self.ROUNDS]
+        self._most = key.version + 1 if key.czxid != self._created else max(self._most, key.version + 1)
+        self._created = key.czxid
+        self._company = len(self._moves) >= (1 if self._company else self.MOVES)
+        return self._company
 
 
 class Standing:

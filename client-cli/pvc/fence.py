@@ -13,7 +13,7 @@ import click
 from . import completion, options
 
 if TYPE_CHECKING:
-    from pvcd.cluster.records import Fence, View
+    from pvcd.cluster.records import Fence, NodeRecord, View
 
     from .connection import Cluster
 
@@ -124,24 +124,47 @@ def power_on(context: click.Context, name: str, yes: bool) -> None:
 def remove(context: click.Context, name: str, yes: bool) -> None:
     """Forget a node that is stopped and holds no VM. Example: pvc node remove hv4"""
     from pvcd.cluster import fences, requests, schema
+    from pvcd.cluster.records import ANY, FenceRecord
 
     from .connection import who
     with options.opened(context) as cluster:
-        view = cluster.store.view()
-        found = _known(view, name)
-        _refuse_used(cluster, view, name, found)
+        before = _removable(cluster, name)
         _confirmed(name, f"{name} is forgotten; if pvcd starts there again, it joins as a new node.", yes)
-        changes = fences.removed(name, view.fences[name], who(), _utc())
+        now = _removable(cluster, name)  # a prompt may stay open for long
+        _refuse_living(before.nodes[name], now.nodes[name])
+        fence = now.fences.get(name, FenceRecord(None, ANY))
+        changes = fences.removed(now.nodes[name], cluster.store.node_key_names(name), fence, who(), _utc())
         options.apply(cluster, requests.Request(changes, f"Node {name} is removed."), name, schema.fence(name))
-        cluster.zk.delete_tree(schema.node(name))
 
 
-def _refuse_used(cluster: Cluster, view: View, name: str, found: Fence) -> None:
+def _removable(cluster: Cluster, name: str) -> View:
+    """The cluster as it is now. Raises NotFound, or Refusal where it is not stopped or still used."""
+    from pvcd.cluster import schema
+    from pvcd.cluster.errors import Refusal
+
+    from .objects import find_node
+    view = cluster.store.view()
+    find_node(view, name)
+    fence = view.fences.get(name)
+    if fence is not None and isinstance(fence.value, schema.Unknown):
+        raise Refusal(f"The fence of node {name} cannot be understood:", f"{fence.value}.", f"Look at {schema.fence(name)} with zkCli.")
+    _refuse_used(cluster, view, name, view.fence(name))
+    return view
+
+
+def _refuse_living(before: NodeRecord, now: NodeRecord) -> None:
+    """Words can be wrong; a keepalive that moves is not."""
+    from pvcd.cluster.errors import Refusal
+    if before.version("keepalive") != now.version("keepalive"):
+        raise Refusal(f"Node {now.name} is alive:", "its keepalive has changed meanwhile. Nothing was removed.", "On it: systemctl stop pvcd")
+
+
+def _refuse_used(cluster: Cluster, view: View, name: str, found: Fence | None) -> None:
     from pvcd.cluster import schema
     from pvcd.cluster.errors import Refusal
     from pvcd.cluster.records import Claim
     node = view.nodes[name]
-    off = found.phase in (schema.FencePhase.FENCED, schema.FencePhase.REMOVED)
+    off = found is not None and found.phase in (schema.FencePhase.FENCED, schema.FencePhase.REMOVED)
     if node.daemonstate is not schema.DaemonState.STOP and not off:
         raise Refusal(f"Node {name} is not stopped:", f"its daemon is '{getattr(node.daemonstate, 'value', node.daemonstate)}'.",
                       f"On it: systemctl stop pvcd. If it is dead: pvc node fence {name}")

@@ -10,12 +10,15 @@ class PVCError(Exception):
     """Base of every error that PVC raises on purpose; `str()` is a sentence for people."""
 
 
+GONE = "is gone"
+
+
 class Conflict(PVCError):
-    """A checked transaction lost a race: `path` is not at the version it was decided on. Nothing was written."""
+    """A checked transaction lost a race: `path` is not at the version it was decided on, or it is `gone`. Nothing was written."""
 
     def __init__(self, path: str, detail: str = "changed meanwhile") -> None:
         super().__init__(f"{path}: {detail}")
-        self.path = path
+        self.path, self.gone = path, detail == GONE
 
 
 class Unreachable(PVCError):

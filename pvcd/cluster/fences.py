@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from . import schema
 from .claims import Actor
-from .records import Change, Check, Create, Fence, FenceRecord, Hold, NodeRecord, View, Write
+from .records import ANY, Change, Check, Create, Delete, Fence, FenceRecord, Hold, NodeRecord, View, Write
 from .schema import DaemonState, DomainState, FencePhase
 
 
@@ -88,7 +88,7 @@ def proved(view: View, target: str, by: str, method: str, since: str, me: Actor 
 
 
 def rejoined(name: str, fence: FenceRecord, inc: str, since: str) -> tuple[Change, ...]:
-    """fenced or removed → up with the counter increased: the same boot, after every local copy was destroyed."""
+    """fenced or removed → up: the same boot. After a fence the counter is increased, and every local copy was destroyed."""
     return (_set(name, fence, Fence(inc, FencePhase.UP, name, "rejoin", since=since)),)
 
 
@@ -110,11 +110,28 @@ def wants_power(fence: FenceRecord | None, fence_action: str) -> bool:
     return found.asked or (found.method == "ipmi-off" and fence_action == "reboot")
 
 
-def removed(target: str, fence: FenceRecord, by: str, since: str) -> tuple[Change, ...]:
-    """any → removed; the caller has seen that no claim names the node, and deletes its keys in the same transaction."""
-    return (_set(target, fence, replace(_known(fence), phase=FencePhase.REMOVED, by=by, method="remove", since=since)),)
+REMOVED, REMOVED_FENCED = "remove", "remove-fenced"
+"""Methods of `removed`: what was it before? A node that had been proved dead comes back without its guests."""
+
+
+def removed(node: NodeRecord, keys: Iterable[str], fence: FenceRecord, by: str, since: str) -> tuple[Change, ...]:
+    """any → removed, and the node's keys are deleted. The caller has seen that no claim names it, that it is stopped, and that its
+    keepalive stands still: both are checked, so that a node that comes back meanwhile keeps everything.
+    """
+    checks = tuple(Check(schema.node_key(node.name, key), node.version(key)) for key in ("daemonstate", "keepalive") if key in node.versions)
+    deletes = tuple(Delete(schema.node_key(node.name, key), node.versions.get(key, ANY)) for key in sorted(keys))
+    old = fence.value if isinstance(fence.value, Fence) else Fence("", FencePhase.REMOVED)
+    method = REMOVED_FENCED if old.phase is FencePhase.FENCED or old.method == REMOVED_FENCED else REMOVED
+    new = replace(old, phase=FencePhase.REMOVED, by=by, method=method, since=since)
+    moved = Create(schema.fence(node.name), new.encode()) if fence.value is None else _set(node.name, fence, new)
+    return (*checks, moved, *deletes, *((Delete(schema.node(node.name), ANY),) if node.exists else ()))
 
 
 def held(hold: Hold, on: bool, until: str | None, by: str) -> tuple[Change, ...]:
     """The cluster-wide hold of automatic fencing, set or lifted."""
     return (Write(schema.FENCES, Hold(on, until if on else None, by).encode(), hold.version),)
+
+
+def restored(hold: Hold, by: str) -> tuple[Change, ...]:
+    """A node says that ZooKeeper's data was taken back: nobody is fenced, and no node acts, until an operator ends it."""
+    return (Write(schema.FENCES, Hold(True, None, by, restored=True).encode(), hold.version),)

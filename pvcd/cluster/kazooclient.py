@@ -80,6 +80,8 @@ class Handler(SequentialThreadingHandler):  # type: ignore[misc]
         self._socket: Any = None
         self.address: Server | None = None
         """the server that is connected to, or was tried last"""
+        self.connections = 0
+        """tried so far: the number of the present one"""
         self._tasks: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = queue.SimpleQueue()
         self.workers = [threading.Thread(target=self._work, name=f"zookeeper-{number}", daemon=True) for number in range(POOL_THREADS)]
         for worker in self.workers:
@@ -93,6 +95,7 @@ class Handler(SequentialThreadingHandler):  # type: ignore[misc]
     def create_connection(self, *args: Any, **kwargs: Any) -> Any:
         """kazoo waits a whole session timeout for one server's TCP answer: a host that is cut off would hold up all the others."""
         kwargs["timeout"] = min(kwargs.get("timeout") or CONNECT_S, CONNECT_S)
+        self.connections += 1
         self.address = Server(*(kwargs.get("address") or args[0])[:2])
         self._socket = super().create_connection(*args, **kwargs)
         return self._socket

@@ -160,15 +160,19 @@ class FenceRecord:
 
 @dataclass(frozen=True)
 class Hold:
-    """The cluster-wide hold of automatic fencing (the data of `/fences`). Undecodable data holds: it is no order to fence."""
+    """The cluster-wide hold of automatic fencing (the data of `/fences`). Undecodable data holds: it is no order to fence.
+
+    `restored`: node `by` has seen that ZooKeeper's data was taken back; until an operator has looked, no node acts.
+    """
 
     hold: bool = False
     until: str | None = None
     by: str = ""
     version: int = ANY
+    restored: bool = False
 
     def encode(self) -> bytes:
-        return _dump({"hold": self.hold, "until": self.until, "by": self.by})
+        return _dump({"hold": self.hold, "until": self.until, "by": self.by, **({"restored": True} if self.restored else {})})
 
 
 @dataclass(frozen=True)
@@ -395,7 +399,8 @@ def decode_hold(value: Value) -> Hold:
     if found is None or not isinstance(found.get("hold"), bool):
         return Hold(True, None, "unreadable", value.version)
     until, by = found.get("until"), found.get("by")
-    return Hold(found["hold"], until if isinstance(until, str) else None, by if isinstance(by, str) else "", value.version)
+    return Hold(found["hold"], until if isinstance(until, str) else None, by if isinstance(by, str) else "", value.version,
+                found.get("restored") is True)
 
 
 @functools.lru_cache(DECODED)

@@ -78,7 +78,8 @@ DOMAIN_KEYS = (
     Key("xml", "whole libvirt domain XML, UTF-8", "client", "the node that starts it, client"),
 )
 OTHER_KEYS = (
-    Key(FENCES, "JSON: cluster-wide hold of fencing `{hold, until, by}`", "client (`pvc maintenance`)", "all"),
+    Key(FENCES, "JSON: cluster-wide hold of fencing `{hold, until, by, restored}`",
+        "client (`pvc maintenance`); a node that sees older data (`restored`)", "all"),
     Key(FENCES + "/<node>", "JSON: incarnation and phase `up` `fencing` `fenced` `removed`",
         "see the table of fences", "all; checked in every transaction of that node"),
     Key(CLAIMS + "/<uuid>", "empty = free, or JSON: node, incarnation, operation", "see the table of claims",

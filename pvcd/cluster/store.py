@@ -28,6 +28,7 @@ from .records import (
     decode_hold,
 )
 
+Acknowledged = Callable[[Sequence[Change], Sequence["int | None"]], None]
 DOMAIN_FIELDS = ("state", "hypervisor", "lasthypervisor")
 
 
@@ -50,10 +51,10 @@ class Backend(Protocol):
 
 
 class Store:
-    """Records of one cluster, over one backend."""
+    """Records of one cluster, over one backend. `acknowledged(changes, versions)` is told of each transaction that has committed."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, backend: Backend, acknowledged: Acknowledged | None = None) -> None:
+        self._backend, self._acknowledged = backend, acknowledged
 
     # ----------------------------------------------------------------------------------------------------------- reads
 
@@ -150,7 +151,10 @@ class Store:
 
         Returns the version that each change gave its key; None for a check and a delete.
         """
-        return self._backend.commit(tuple(changes)) if changes else []
+        made = self._backend.commit(tuple(changes)) if changes else []
+        if self._acknowledged is not None:
+            self._acknowledged(changes, made)
+        return made
 
     def ensure_roots(self) -> None:
         """Create the roots that are missing."""

@@ -31,7 +31,7 @@ from kazoo.security import OPEN_ACL_UNSAFE
 
 from . import kazooclient, schema
 from .endpoint import Endpoint, Server, parse
-from .errors import Conflict, OutcomeUnknown, TooLarge, Unreachable
+from .errors import GONE, Conflict, OutcomeUnknown, TooLarge, Unreachable
 from .multiread import MultiRead
 from .records import ANY, MISSING, Change, Check, Create, Delete, Value, Write
 
@@ -45,10 +45,13 @@ ENSEMBLE = "/zookeeper/config"
 
 
 class ZooKeeper:
-    """`on_state(connected)` is called on kazoo's thread at each change and must only enqueue. Times are seconds."""
+    """`on_state(connected)` is called on kazoo's thread at each change and must only enqueue. Times are seconds.
+
+    `guarded`: nothing is written on a connection that was not admitted, since the data behind it may be older than what was seen.
+    """
 
     def __init__(self, hosts: str | Endpoint, session_timeout_s: float, call_timeout_s: float,
-                 on_state: Callable[[bool], None] | None = None) -> None:
+                 on_state: Callable[[bool], None] | None = None, guarded: bool = False) -> None:
         self.endpoint = parse(hosts) if isinstance(hosts, str) else hosts
         self._call_timeout_s, self._on_state = call_timeout_s, on_state
         self._answered, self._patience_s = time.monotonic(), session_timeout_s / 3
@@ -56,6 +59,7 @@ class ZooKeeper:
         self._handler: kazooclient.Handler = self._client.handler
         self._client.add_listener(self._state_changed)
         self._stopping = False
+        self._guarded, self._admitted = guarded, 0
         self._multi_read = True
         self._watched: dict[str, list[Any]] = {}
         self._created: dict[str, int] = {}
@@ -134,6 +138,20 @@ class ZooKeeper:
     @property
     def connected(self) -> bool:
         return bool(self._client.connected)
+
+    @property
+    def connection(self) -> int:
+        """The number of the present connection: another one for each that is opened, before anything is sent on it."""
+        return self._handler.connections
+
+    @property
+    def admitted(self) -> bool:
+        """The present connection may be written on."""
+        return not self._guarded or self._admitted == self.connection
+
+    def admit(self, connection: int) -> None:
+        """What is behind this connection was looked at: it may be written on."""
+        self._admitted = connection
 
     @property
     def threads(self) -> list[threading.Thread]:
@@ -224,8 +242,9 @@ class ZooKeeper:
 
     # ---------------------------------------------------------------------------------------------------------- writes
 
-    def commit(self, changes: Sequence[Change]) -> list[int | None]:
+    def commit(self, changes: Sequence[Change], unseen: bool = False) -> list[int | None]:
         """Apply all changes or none, in one transaction. Returns the version that each change gave its key; None for a check and a delete.
+        `unseen`: also on a connection that was not admitted.
 
         Raises Conflict (a version or an existence is not as decided on), TooLarge and Unreachable (nothing was sent), or
         OutcomeUnknown (sent, and the answer was lost).
@@ -234,6 +253,8 @@ class ZooKeeper:
         check_versions(changes)
         if not self._client.connected:
             raise Unreachable("not connected to ZooKeeper; nothing was written")
+        if not (unseen or self.admitted):
+            raise Unreachable("what this connection to ZooKeeper shows was not compared with what was seen before; nothing was written")
         transaction = self._client.transaction()
         for change in changes:
             _add(transaction, change)
@@ -332,7 +353,7 @@ class ZooKeeper:
         return None
 
 
-_CONFLICTS: dict[type[Exception], str] = {NoNodeError: "is gone", NodeExistsError: "exists already", NotEmptyError: "has new keys below it"}
+_CONFLICTS: dict[type[Exception], str] = {NoNodeError: GONE, NodeExistsError: "exists already", NotEmptyError: "has new keys below it"}
 
 
 def _add(transaction: Any, change: Change) -> None:

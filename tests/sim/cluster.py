@@ -7,13 +7,25 @@ the process may die there. So every decision may act on stale knowledge, and eve
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pvcd.cluster import definition, schema
 from pvcd.cluster.errors import BadDefinition, PVCError
 from pvcd.cluster.notices import encode_strangers
-from pvcd.cluster.records import ANY, Change, Check, Claim, Timing, View, Write, decode_claim, decode_fence
+from pvcd.cluster.records import (
+    ANY,
+    Change,
+    Check,
+    Claim,
+    Timing,
+    Value,
+    View,
+    Write,
+    decode_claim,
+    decode_fence,
+    decode_hold,
+)
 from pvcd.cluster.schema import DaemonState, Unknown
 from pvcd.cluster.store import Store
 from pvcd.departure import Limits
@@ -23,9 +35,12 @@ from pvcd.instances import NODES, VIEW, Instances
 from pvcd.keepalive import Keepalive
 from pvcd.leaving import Leaving, come_home
 from pvcd.liveness import Liveness
+from pvcd.machine import Host as Machine
+from pvcd.machine import Refused, WrongIdentity
+from pvcd.marks import TakenBack
 from pvcd.questions import Questions
 from pvcd.reconciler import Reconciler
-from pvcd.registration import Refused, Registration, adoptable
+from pvcd.registration import Registration, adoptable
 from pvcd.situation import Level
 from pvcd.standing import Standing
 from pvcd.view import ViewCache
@@ -33,6 +48,7 @@ from pvcd.view import ViewCache
 from .fakehypervisor import Fabric, FakeHypervisor
 from .fakeipmi import Bmcs, FakeIpmi, FakeWorkers
 from .fakezk import FakeServer, FakeZooKeeper
+from .host import Disk, Host
 
 TICK_S = 5.0
 BUSY = 300
@@ -46,21 +62,6 @@ class Killed(BaseException):
 
 class Violation(AssertionError):
     """An invariant of the protocol does not hold."""
-
-
-@dataclass
-class Host:
-    """One machine: power, boot, libvirt, its controller, and the pvcd that runs on it, if one does."""
-
-    name: str
-    hypervisor: FakeHypervisor
-    zk: FakeZooKeeper
-    boot: int = 1
-    power: bool = True
-    bmc: str = "ok"
-    daemon: Daemon | None = None
-    down_since: float = 0.0
-    last_keepalive: float = 0.0
 
 
 @dataclass
@@ -83,10 +84,18 @@ class Cluster:
         self.bmcs = Bmcs()
         self.ids = 0
         for name in self.names:
-            hypervisor, zk = FakeHypervisor(self.fabric, name), FakeZooKeeper(self.server, name)
+            hypervisor, zk = FakeHypervisor(self.fabric, name), FakeZooKeeper(self.server, name, guarded=True)
             self.hosts[name] = Host(name, hypervisor, zk)
         self._claims: dict[str, bytes] = {}
         self._fences: dict[str, bytes] = {}
+
+    def copy_of(self, name: str) -> Host:
+        """A copy of a host is switched on: its name, machine-id and disk, in a machine of its own."""
+        key, old = f"{name}2", self.hosts[name]
+        made = Host(name, FakeHypervisor(self.fabric, key), FakeZooKeeper(self.server, key, guarded=True), 77, key=key, mark=old.mark,
+                    down_since=self.now)
+        self.hosts[key] = made
+        return made
 
     def say(self, text: str) -> None:
         self.log.append(f"{self.now:8.2f} {text}")
@@ -205,7 +214,7 @@ class Cluster:
     def start_daemon(self, name: str) -> None:
         """systemd starts pvcd; if it cannot start, it is tried again later."""
         host = self.hosts[name]
-        if not host.power or host.daemon is not None:
+        if not host.power or host.daemon is not None or host.refused:
             return
         host.daemon = Daemon(self, host)
         host.daemon.turn()
@@ -257,7 +266,7 @@ class Cluster:
                 self.fabric.advance(job)
             for host in self.hosts.values():
                 if host.daemon is None and host.power and self.now - host.down_since > 1.0:
-                    self.start_daemon(host.name)
+                    self.start_daemon(host.key)
                 if host.daemon is not None:
                     host.daemon.turn()
 
@@ -268,7 +277,8 @@ class Daemon:
     def __init__(self, cluster: Cluster, host: Host) -> None:
         self.cluster, self.host = cluster, host
         name = host.name
-        self.store = Store(host.zk)
+        self.marks = Disk(host)
+        self.store = Store(host.zk, self.marks.acknowledged)
         host.zk.before_commit = lambda changes: self.interrupted("gate" if all(isinstance(c, Check) for c in changes) else "commit")
         host.hypervisor.before_effect = self.interrupted
         host.hypervisor.notify = lambda uuid: self.nudge(("domain", uuid)) if uuid else None
@@ -278,8 +288,8 @@ class Daemon:
         self.env = Environment(name, self.store, host.hypervisor, self.standing.actor, self.cache.current, self._clock, self._utc,
                                self._say, self.nudge, self.queue.mark_slow, self._new_id, TICK_S)
         self.instances = Instances(self.env, host.zk, self.cache, self.queue.forget)
-        self.keepalive = Keepalive(self.store, self.standing, TICK_S, self._clock, self._clock, self._say, self._acknowledged, self._exit,
-                                   self._restore, lambda: self.cache.current().nodes.get(name), lambda: None)
+        self.keepalive = Keepalive(self.store, self.standing, self.marks, TICK_S, self._clock, self._clock, self._say, self._acknowledged, self._exit,
+                                   self._restore, lambda: self.cache.current().nodes.get(name), lambda: None, lambda _reason: None)
         self.liveness = Liveness(name, TICK_S)
         self.questions = Questions(FakeIpmi(cluster, self), self.store, self._clock, lambda: self.due.update(fence=0.0), lambda _name: None, workers=0)
         self.workers = FakeWorkers(self, self.questions)
@@ -326,7 +336,7 @@ class Daemon:
         return f"op{self.cluster.ids}"
 
     def _say(self, level: Level, text: str) -> None:
-        self.cluster.say(f"{self.host.name} {level.value}: {text}")
+        self.cluster.say(f"{self.host.key} {level.value}: {text}")
 
     def _report(self, key: tuple[str, str], text: str) -> None:
         raise Violation(f"{self.host.name} {key}: {text}")
@@ -336,9 +346,10 @@ class Daemon:
         self.queue.add(VIEW)
 
     acknowledged: float | None = None
+    starts_from: float | None = None
 
     def _exit(self, reason: str) -> None:
-        self.cluster.say(f"{self.host.name}: pvcd exits: {reason}")
+        self.cluster.say(f"{self.host.key}: pvcd exits: {reason}")
         raise Killed
 
     def _restore(self) -> None:
@@ -348,14 +359,30 @@ class Daemon:
 
     # ------------------------------------------------------------------------------------------------------------ life
 
+    def look(self) -> None:
+        """As `pvcd.daemon.Daemon.start`, up to the watch for another host of this name."""
+        name, host = self.host.name, self.host
+        hold = decode_hold(self.look_back()[schema.FENCES])
+        if hold.restored:
+            raise TakenBack(f"{hold.by} says so")
+        self.registration = Registration(self.store, host.hypervisor, Machine(name, f"{name}{host.boot}", host.machine), self._utc(),
+                                         lambda text: self._say(Level.CRITICAL, text))
+        self.starts_from = self.cluster.now + self.registration.look()
+
+    def look_back(self) -> Mapping[str, Value]:
+        try:
+            return self.marks.look()
+        except TakenBack:
+            self.marks.warn_others()
+            raise
+
     def start(self) -> None:
-        """As `pvcd.daemon.Daemon.start`, up to `run` or to the wait before it."""
+        """The rest of it, up to `run` or to the wait before it."""
         name, host = self.host.name, self.host
         free = host.hypervisor.free_mib()
         static = {"ipmihostname": self.cluster.bmcs.configured.get(name, name), "ipmiusername": "u", "ipmipassword": "p", "protocol": "0", "memfree": str(free),
                        "timing": Timing(TICK_S, 6).encode().decode()}
-        self.registration = Registration(self.store, host.hypervisor, name, f"{name}{host.boot}", f"machine {name}", self._utc())
-        start, version = self.registration.run(static)
+        start, version = self.registration.run(static, boot_was_other=True)
         self.standing.inc = start.inc
         self.standing.set_up(version)
         self._write_state(DaemonState.INIT)
@@ -393,9 +420,9 @@ class Daemon:
             self._turn(most) if self.standing.inc else self._preflight()
         except Killed:
             if self.host.daemon is self:
-                self.cluster.stop_daemon(self.host.name)
+                self.cluster.stop_daemon(self.host.key)
             if self.env.phase is not None:
-                self.cluster.power_off(self.host.name)  # nothing holds the shutdown of the host up any more
+                self.cluster.power_off(self.host.key)  # nothing holds the shutdown of the host up any more
 
     def _preflight(self) -> None:
         """As in `pvcd.daemon`: without ZooKeeper it waits for a while."""
@@ -405,10 +432,18 @@ class Daemon:
             return
         self.busy.add("main")
         try:
-            self.start()
-        except (PVCError, Refused) as error:
-            self.cluster.say(f"{self.host.name}: pvcd does not start: {error}")
-            raise Killed from error
+            if self.failed:
+                raise Killed
+            if self.starts_from is None:
+                self.look()
+            if self.starts_from is not None and self.cluster.now >= self.starts_from:
+                self.start()
+        except PVCError as error:
+            self.cluster.say(f"{self.host.key}: pvcd does not start: {error}")
+            self.failed = True
+            self.host.refused = isinstance(error, (WrongIdentity, TakenBack))
+            if self.standing.inc:
+                raise Killed from error
         finally:
             self.busy.discard("main")
 
@@ -430,6 +465,7 @@ class Daemon:
             return
         if now >= self.due["timer"]:
             self.due["timer"] = now + 1.0
+            self.marks.keep()
             self.on_thread("timer", self._observe)
         if now >= self.due["resync"]:
             self.due["resync"] = now + 60.0

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from pvcd.cluster import definition
 from pvcd.cluster.errors import BadDefinition, HypervisorError, HypervisorUnknown
-from pvcd.local import Call, CallState, Ending, Guest, Local, Status
+from pvcd.local import Call, CallState, Ending, Guest, Kept, Local, Status
 
 RESUME_S = 30.0
 HALF_COPY_S = 33.0
@@ -33,6 +33,7 @@ class Copy:
     """libvirt writes a dump of it"""
     arrived: bool = False
     """it came by a migration; libvirt does not say so"""
+    autostart: bool = False
 
 
 @dataclass
@@ -280,6 +281,14 @@ class FakeHypervisor:
     def inventory(self) -> tuple[Guest, ...]:
         self._answer()
         return tuple(Guest(uuid, copy.name, copy.status) for uuid, copy in sorted(self.copies.items()))
+
+    def starts_by_itself(self, uuid: str) -> bool:
+        self._answer()
+        return uuid in self.copies and self.copies[uuid].autostart
+
+    def kept(self) -> tuple[Kept, ...]:
+        self._answer()
+        return tuple(Kept(uuid, copy.name, True) for uuid, copy in sorted(self.copies.items()) if copy.autostart)
 
     def create(self, xml: str) -> None:
         self.before_effect("create")

@@ -128,6 +128,24 @@ class FakeServer:
             del self.nodes[change.path]
         return None
 
+    def copy(self) -> dict[str, Node]:
+        """A backup, taken while it runs."""
+        return {path: replace(node) for path, node in self.nodes.items()}
+
+    def restore(self, copy: dict[str, Node]) -> None:
+        """All servers start again with an older copy: the epoch rises, so that the old data carries a newer transaction number."""
+        self.restart()
+        self.nodes = Tree()
+        for path, node in copy.items():
+            if node.owner is None:
+                self.nodes[path] = replace(node)
+
+    def restart(self) -> None:
+        """All servers start again, and everybody connects anew."""
+        self.zxid = ((self.zxid >> 32) + 1) << 32
+        for client in self.clients.values():
+            client.reconnect()
+
     def expire(self, client: str) -> None:
         """The client's session has ended: its ephemerals go."""
         for path in [path for path, node in self.nodes.items() if node.owner == client]:
@@ -154,8 +172,9 @@ class FakeServer:
 class FakeZooKeeper:
     """One client's connection; the API of `pvcd.cluster.zk.ZooKeeper`."""
 
-    def __init__(self, server: FakeServer, name: str) -> None:
+    def __init__(self, server: FakeServer, name: str, guarded: bool = False) -> None:
         self.server, self.name, self.connected = server, name, True
+        self.guarded, self.connection, self._admitted = guarded, 1, 0
         self.values: dict[str, Callable[[], None]] = {}
         self.lists: dict[str, Callable[[], None]] = {}
         self.lose: str | None = None
@@ -171,8 +190,14 @@ class FakeZooKeeper:
         self.connected = False
 
     def heal(self) -> None:
-        """Connected again: kazoo reads every watch anew."""
-        self.connected, self._snapshot = True, None
+        """Connected again."""
+        self.connected = True
+        self.reconnect()
+
+    def reconnect(self) -> None:
+        """Another connection: kazoo reads every watch anew."""
+        self.connection += 1
+        self._snapshot = None
         for path in (*self.values, *self.lists):
             self.server.pending[self.name, path] = None
 
@@ -183,6 +208,7 @@ class FakeZooKeeper:
     def forget(self) -> None:
         """The process has died: its watches and ephemerals are gone."""
         self.values, self.lists, self._snapshot, self.lose = {}, {}, None, None
+        self.connection += 1
         self.server.pending = {watch: None for watch in self.server.pending if watch[0] != self.name}
         self.server.expire(self.name)
 
@@ -215,12 +241,21 @@ class FakeZooKeeper:
         self._reach()
         self._snapshot = None
 
-    def commit(self, changes: Sequence[Change]) -> list[int | None]:
+    @property
+    def admitted(self) -> bool:
+        return not self.guarded or self._admitted == self.connection
+
+    def admit(self, connection: int) -> None:
+        self._admitted = connection
+
+    def commit(self, changes: Sequence[Change], unseen: bool = False) -> list[int | None]:
         check_sizes(changes)
         check_versions(changes)
         self._reach()
         self.before_commit(changes)
         self._reach()
+        if not (unseen or self.admitted):
+            raise Unreachable("this connection was not looked at")
         self._snapshot = None
         lose, self.lose = self.lose, None
         versions = [] if lose == "before" else self.server.commit(self.name, changes)

@@ -9,13 +9,14 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from pvcd import bmc_check, fence_plan, fencing, janitor, keepalive, liveness, onward, planner, questions, recovery_plan, standing
+from pvcd import bmc_check, fence_plan, fencing, janitor, keepalive, liveness, onward, planner, questions, recovery_plan, registration, standing
 from pvcd.attempts import AttemptLog
 from pvcd.bmc import Power, Reading
 from pvcd.cluster import avoid, claims, controllers, fences, flush, records, schema, tries
 from pvcd.cluster.records import ANY, Change, Check, Create, Write
 from pvcd.cluster.store import Store
 from pvcd.local import Status
+from pvcd.marks import Memory
 from pvcd.situation import Attempts, Situation, Step, Verb
 
 from .fakehypervisor import Fabric
@@ -341,6 +342,77 @@ def flushed_too_early() -> Any:
     return mock.patch.object(flush.NodePlan, "done", property(lambda self: not self.orders and not self.blocked))
 
 
+def boot_is_always_a_proof() -> Any:
+    """A host that boots does not ask whether another of its name is alive."""
+    @contextmanager
+    def both() -> Iterator[None]:
+        with mock.patch("pvcd.registration.Registration._refuse_a_living_twin", lambda _self: None), late_twin_is_overwritten():
+            yield
+    return both()
+
+
+def late_twin_is_overwritten() -> Any:
+    """The registration writes over a keepalive that came after the watch."""
+    def keep(change: Change) -> Change:
+        registers = isinstance(change, Write) and change.path.endswith("/keepalive") and change.data == b"0"
+        return replace(change, version=ANY) if registers and isinstance(change, Write) else change
+    return _filtered(keep)
+
+
+def no_marks() -> Any:
+    """Nobody notices that ZooKeeper has gone back."""
+    return mock.patch("pvcd.marks.taken_back", lambda *_arguments: "")
+
+
+def no_look_first() -> Any:
+    """Workers write on a new connection before anybody has looked what is behind it."""
+    return mock.patch("sim.fakezk.FakeZooKeeper.admitted", True)
+
+
+def marks_end_with_the_process() -> Any:
+    """What ZooKeeper has acknowledged is forgotten at a restart."""
+    return mock.patch("sim.host.Disk._load", lambda _self: Memory())
+
+
+def nobody_is_warned() -> Any:
+    """A node that sees older data keeps it to itself."""
+    return mock.patch("pvcd.marks.Marks.warn_others", lambda _self: None)
+
+
+def no_marks_of_claims() -> Any:
+    """Only the keepalive is a mark: what was written after the last one may get lost."""
+    return mock.patch("pvcd.marks.Marks.acknowledged", lambda *_arguments: None)
+
+
+def no_company() -> Any:
+    """A node does not notice that another writes its keepalives."""
+    return mock.patch("pvcd.standing.Company.seen", lambda _self, _key: False)
+
+
+def removal_unchecked() -> Any:
+    """A node is removed whatever has become of it since the operator looked."""
+    original = fences.removed
+
+    def removed(*arguments: Any) -> tuple[Change, ...]:
+        return tuple(replace(c, version=ANY) for c in original(*arguments) if not isinstance(c, Check))  # type: ignore[call-arg]
+    return mock.patch.object(fences, "removed", removed)
+
+
+def removed_is_dead() -> Any:
+    """A removed node that comes back is another incarnation, in the same boot too."""
+    original = registration.decide
+
+    def decide(fence: records.FenceRecord, boot: str) -> Any:
+        found = original(fence, boot)
+        return replace(found, inc=f"{boot}/9") if found.rule == "R6" and not found.destroy else found
+    return mock.patch.object(registration, "decide", decide)
+
+
+def autostart_is_a_mystery() -> Any:
+    """What libvirt started at boot is taken for a boot that is read wrongly, for ever."""
+    return mock.patch("sim.fakehypervisor.FakeHypervisor.starts_by_itself", lambda _self, _uuid: False)
+
+
 def no_homecoming() -> Any:
     """A node that was shut down stays flushed after its boot."""
     return mock.patch("pvcd.leaving.homecoming", lambda _me, _node: ())
@@ -474,4 +546,6 @@ MUTANTS: tuple[Mutation, ...] = (
     no_mine, no_claim_version, no_gate, no_keepalive_in_commit, early_death, no_read_back, one_reading, no_identity, shared_controllers,
     contradicted_controller, no_gate_before_off, slow_for_all, no_hand_over, no_pause, power_on_is_believed, one_checker, identity_asked_once,
     earlier_fence_remembered, no_rollback, no_doubt, no_adoption, cold_rehoming, no_objection, no_exit,
-    no_brake, no_freshness, no_resumption, flushed_too_early, *OF_MIGRATIONS, *OF_STARTS)
+    no_brake, no_freshness, no_resumption, flushed_too_early,
+    boot_is_always_a_proof, late_twin_is_overwritten, no_marks, no_look_first, marks_end_with_the_process, nobody_is_warned, no_marks_of_claims,
+    no_company, removal_unchecked, removed_is_dead, autostart_is_a_mystery, *OF_MIGRATIONS, *OF_STARTS)

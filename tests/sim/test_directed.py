@@ -14,13 +14,15 @@ from . import (
     directed_faults,
     directed_fences,
     directed_handoff,
+    directed_identity,
     directed_moves,
     directed_orders,
     directed_starts,
 )
 
 SCHEDULES = (directed.SCHEDULES + directed_handoff.SCHEDULES + directed_orders.SCHEDULES + directed_fences.SCHEDULES + directed_faults.SCHEDULES
-             + directed_moves.SCHEDULES + directed_bmc.SCHEDULES + directed_departure.SCHEDULES + directed_starts.SCHEDULES)
+             + directed_identity.SCHEDULES + directed_moves.SCHEDULES + directed_bmc.SCHEDULES + directed_departure.SCHEDULES
+             + directed_starts.SCHEDULES)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.__name__)

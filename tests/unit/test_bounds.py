@@ -22,6 +22,7 @@ from pvcd.cluster.records import Check, Create, Fence, Timing, Unknown, Value, d
 from pvcd.cluster.schema import FencePhase
 from pvcd.cluster.store import Store
 from pvcd.keepalive import Keepalive
+from pvcd.marks import Marks
 from pvcd.standing import Standing
 
 NUMBERS = st.integers() | st.integers(-2**80, 2**80) | st.floats() | st.booleans() | st.none() | st.text(max_size=3)
@@ -80,8 +81,8 @@ def node(feed_s: float = 20.0, tick_s: float = 60.0, on_round: Callable[[], None
     server.put(schema.fence("a"), Fence("boot/0", FencePhase.UP).encode())
     standing = Standing("a")
     standing.inc = "boot/0"
-    return Keepalive(Store(zk), standing, tick_s, clock, lambda: 7.0, lambda _level, _text: None, acknowledged.append, lambda _why: None,
-                     lambda: None, lambda: None, on_round, feed_s), server, acknowledged
+    return Keepalive(Store(zk), standing, Marks(zk, "a", "0" * 32), tick_s, clock, lambda: 7.0, lambda _level, _text: None, acknowledged.append,
+                     lambda _why: None, lambda: None, lambda: None, on_round, lambda _reason: None, feed_s), server, acknowledged
 
 
 @pytest.mark.parametrize("count", [0, 1771, 7084, 7085, 7086, 20000])

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (C) 2026 The PVC developers
-"""The small rooms of the daemon: configuration, standing and keepalive, zxid, notifications, log lines, identity."""
+"""The small rooms of the daemon: configuration, standing and keepalive, notifications, log lines, identity."""
 from __future__ import annotations
 
 import copy
@@ -12,17 +12,22 @@ import pytest
 from sim.fakehypervisor import Fabric, FakeHypervisor
 from sim.fakezk import FakeServer, FakeZooKeeper
 
-from pvcd import ansiiprint, config, identity, zxid
+from pvcd import ansiiprint, config, identity
 from pvcd.cluster import schema
 from pvcd.cluster.errors import Conflict, OutcomeUnknown
-from pvcd.cluster.records import Fence, FenceRecord
+from pvcd.cluster.records import Fence, FenceRecord, Hold
 from pvcd.cluster.schema import DaemonState, FencePhase, Unknown
 from pvcd.cluster.store import Store
 from pvcd.keepalive import Keepalive, measure
+from pvcd.machine import Host
+from pvcd.marks import Marks
 from pvcd.notify import Notifier
 from pvcd.registration import Registration
+from pvcd.situation import Level
 from pvcd.standing import Answer, Standing, answer
 from pvcd.supervisor import PATIENCE, Supervisor
+
+MACHINE = "0123456789abcdef" * 2
 
 
 def load(tmp_path: Path, text: str, mode: int = 0o600, host: str = "hv1") -> config.Config:
@@ -79,9 +84,11 @@ class Beat:
 
     def __init__(self) -> None:
         self.server = FakeServer()
-        self.zk = FakeZooKeeper(self.server, "a")
-        self.store = Store(self.zk)
-        self.registration = Registration(self.store, FakeHypervisor(Fabric(lambda: 0.0), "a"), "a", "b1", "m", "now")
+        self.zk = FakeZooKeeper(self.server, "a", guarded=True)
+        self.zk.admit(self.zk.connection)
+        self.marks = Marks(self.zk, "a", MACHINE)
+        self.store = Store(self.zk, self.marks.acknowledged)
+        self.registration = Registration(self.store, FakeHypervisor(Fabric(lambda: 0.0), "a"), Host("a", "b1", MACHINE), "now")
         _, version = self.registration.run({"staticdata": "x"})
         self.standing = Standing("a")
         self.standing.inc = "b1/0"
@@ -89,8 +96,10 @@ class Beat:
         self.exits: list[str] = []
         self.said: list[tuple[object, str]] = []
         self.acknowledged: list[float] = []
-        self.keepalive = Keepalive(self.store, self.standing, 5.0, lambda: 1.0, lambda: 1234.5, lambda level, text: self.said.append((level, text)),
-                                   self.acknowledged.append, self.exits.append, self.rewrite, lambda: self.store.node("a"), lambda: None)
+        self.refused: list[str] = []
+        self.keepalive = Keepalive(
+            self.store, self.standing, self.marks, 5.0, lambda: 1.0, lambda: 1234.5, lambda level, text: self.said.append((level, text)),
+            self.acknowledged.append, self.exits.append, self.rewrite, lambda: self.store.node("a"), lambda: None, self.refused.append)
 
     def rewrite(self) -> None:
         actor = self.standing.actor()
@@ -204,17 +213,6 @@ def test_wiped_keys_do_not_overtake_the_main_thread() -> None:
     assert b.server.text(schema.node_key("a", "memfree")) is not None
 
 
-def test_an_older_zookeeper_is_refused(tmp_path: Path) -> None:
-    zxid.refuse_older(tmp_path, 5)
-    zxid.keep(tmp_path, 7)
-    zxid.refuse_older(tmp_path, 7)
-    with pytest.raises(zxid.Older, match="rm "):
-        zxid.refuse_older(tmp_path, 6)
-    (tmp_path / zxid.FILE).write_text("garbage")
-    zxid.refuse_older(tmp_path, 1)
-    zxid.keep(tmp_path / "missing", 1)
-
-
 @pytest.mark.parametrize("abstract", [False, True])
 def test_systemd_is_told(tmp_path: Path, abstract: bool) -> None:
     name = f"\0pvc-test-{id(tmp_path)}" if abstract else str(tmp_path / "notify")
@@ -268,10 +266,89 @@ def test_a_thread_that_died_or_hangs_is_noticed() -> None:
     assert supervisor.look() == "thread short has died"
 
 
-def test_a_zookeeper_that_goes_back_while_we_run_is_noticed() -> None:
-    newest = zxid.Newest()
-    assert [newest.went_back(seen) for seen in (0, 5, 9, 0, 9, 8, 10)] == [False, False, False, False, False, True, False]
-    assert newest.seen == 10
+def test_a_keepalive_that_another_host_writes_too() -> None:
+    """It stays alive for its peers, and does not act, until the other is silent; one foreign move (a late write) means nothing."""
+    b = Beat()
+
+    def foreign() -> None:
+        b.server.put(schema.node_key("a", "keepalive"), "9")
+    b.keepalive.round()
+    for moves in (1, 2, 3):
+        foreign()
+        before = b.version
+        b.keepalive.round()
+        assert b.version == before + 1 and (b.standing.actor() is None) is (moves == 3)
+    assert len(b.refused) == 1 and "another host" in b.refused[0]
+    for _ in range(9):
+        b.keepalive.round()
+    assert b.standing.actor() is None
+    b.keepalive.round()
+    assert b.standing.actor() is not None and b.refused[1:] == [""]
+
+
+def test_an_own_write_whose_answer_was_lost_is_no_other_hosts() -> None:
+    b = Beat()
+    for lose in ("after", "before", "after", "after", None, "after", None):
+        b.zk.lose = lose
+        try:
+            b.keepalive.round()
+        except OutcomeUnknown:
+            assert lose
+    assert not b.refused and b.standing.actor() is not None
+
+
+def test_a_keepalive_is_not_written_over_another() -> None:
+    """It came between the look and the write: the race is lost, told nobody, and the next round follows at once."""
+    b = Beat()
+    b.keepalive.round()
+    writing = [True]
+
+    def before(_changes: object) -> None:
+        if writing.pop() if writing else False:
+            b.server.put(schema.node_key("a", "keepalive"), "9")
+    b.zk.before_commit = before
+    version = b.version
+    b.keepalive.round()
+    assert b.version == version + 1 and b.keepalive._wake.is_set() and not b.said
+    b.keepalive.round()
+    assert b.version == version + 2
+
+
+def test_older_data_behind_a_new_connection_stops_everything_and_is_told_once() -> None:
+    b = Beat()
+    b.keepalive.round()
+    backup = b.server.copy()
+    b.keepalive.round()
+    b.server.restore(backup)
+    version = b.version
+    for _ in range(3):
+        b.keepalive.round()
+    assert b.version == version and b.standing.actor() is None
+    assert [level for level, _ in b.said] == [Level.CRITICAL] and len(b.refused) == 1 and "pvc maintenance on" in b.refused[0]
+
+
+def test_what_another_node_says_of_zookeeper_stands_this_one_down_alive() -> None:
+    b = Beat()
+    b.server.put(schema.FENCES, Hold(True, None, "b", restored=True).encode())
+    version = b.version
+    b.keepalive.round()
+    assert b.version == version + 1 and b.standing.actor() is None and b.refused[0].startswith("b says")
+    b.server.put(schema.FENCES, Hold(True, None, "op").encode())
+    b.keepalive.round()
+    assert b.standing.actor() is not None
+
+
+def test_the_name_of_a_node(tmp_path: Path) -> None:
+    found = load(tmp_path, "[default]\nzookeeper = z:1\n[hv1]\nzookeeper = y:1\n")
+    assert (found.node, found.named, str(found.zookeeper)) == ("hv1", False, "y:1")
+    found = load(tmp_path, "[default]\nnode_name = hv1\nzookeeper = z:1\n[hv1]\nzookeeper = y:1\n", host="dhcp-17.example.org")
+    assert (found.node, found.named, str(found.zookeeper), found.ipmi_hostname) == ("hv1", True, "y:1", "hv1-lom")
+    found = load(tmp_path, "[hv9]\nnode_name = hv1\nzookeeper = z:1\n", host="hv9")
+    assert (found.node, found.named, str(found.zookeeper)) == ("hv1", True, "z:1")
+    with pytest.raises(config.ConfigError, match="node_name"):
+        load(tmp_path, "[default]\nzookeeper = z:1\n", host="hv 1")
+    with pytest.raises(config.ConfigError, match="another section"):
+        load(tmp_path, "[default]\nnode_name = hv1\n[hv1]\nnode_name = hv2\n", host="hv9")
 
 
 def test_one_bmc_for_several_hosts_is_refused(tmp_path: Path) -> None:

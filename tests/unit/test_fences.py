@@ -7,7 +7,7 @@ import pytest
 
 from pvcd.cluster import fences, schema
 from pvcd.cluster.claims import Actor
-from pvcd.cluster.records import Check, Fence, FenceRecord, Hold, NodeRecord, View, Write, decode_fence
+from pvcd.cluster.records import Check, Create, Delete, Fence, FenceRecord, Hold, NodeRecord, View, Write, decode_fence
 from pvcd.cluster.schema import FencePhase
 
 ME = Actor("a", "a1/0", 7)
@@ -63,4 +63,17 @@ def test_a_new_boot_a_rejoin_a_power_on_and_a_removal() -> None:
     assert moved(fences.rejoined("b", old, "b1/1", "now")) == Fence("b1/1", FencePhase.UP, "b", "rejoin", since="now")
     on = fences.powered_on(ME, "b", old)
     assert on[0] == ME.mine and moved(on).on and moved(on).phase is FencePhase.FENCED
-    assert moved(fences.removed("b", old, "op", "now")).phase is FencePhase.REMOVED
+
+
+def test_a_removal_checks_that_the_node_stands_still_and_takes_its_keys() -> None:
+    old, node = view(FencePhase.UP).fences["b"], view(FencePhase.UP).nodes["b"]
+    changes = fences.removed(node, ["daemonstate", "keepalive", "odd"], old, "op", "now")
+    assert (moved(changes).phase, moved(changes).method) == (FencePhase.REMOVED, "remove")
+    at = {key: node.version(key) for key in ("daemonstate", "keepalive")}
+    assert {change.path: change.version for change in changes if isinstance(change, Check)} == {
+        schema.node_key("b", key): version for key, version in at.items()}
+    assert [(change.path, change.version) for change in changes if isinstance(change, Delete)] == [
+        (schema.node_key("b", "daemonstate"), at["daemonstate"]), (schema.node_key("b", "keepalive"), at["keepalive"]),
+        (schema.node_key("b", "odd"), -1), (schema.node("b"), -1)]
+    assert moved(fences.removed(node, [], view(FencePhase.FENCED).fences["b"], "op", "now")).method == "remove-fenced"
+    assert isinstance(fences.removed(node, [], FenceRecord(None, -1), "op", "now")[2], Create)

@@ -250,6 +250,21 @@ def test_nothing_is_claimed_before_run_or_while_a_node_has_not_looked_at_its_gue
     assert not plan_domain(replace(wanted, view=view(own=DomainState.FLUSH))).changes
 
 
+@pytest.mark.parametrize(("daemon", "fence", "waits"), [
+    (DaemonState.RUN, None, True), (DaemonState.RUN, FencePhase.FENCING, True), (DaemonState.RUN, FencePhase.FENCED, False),
+    (DaemonState.STOP, None, False), (DaemonState.DEAD, None, False)])
+def test_a_node_in_run_that_knows_no_claims_is_waited_for_with_a_fence_or_without(
+        daemon: DaemonState, fence: FencePhase | None, waits: bool) -> None:
+    """A daemon of 0.1 has no fence, and starts what is wanted on it without asking anybody."""
+    nodes = {**view().nodes, "c": replace(node("c", daemon), protocol=None)}
+    fences = {name: found for name, found in view().fences.items() if name != "c"}
+    if fence is not None:
+        fences["c"] = FenceRecord(Fence("c1/0", fence), 7)
+    step = plan_domain(replace(situation(None, VMState.START, "a", Status.ABSENT), view=View(nodes, fences)))
+    assert bool(step.changes) is not waits
+    assert ("upgrade it" in step.reason) is (waits and fence is None)
+
+
 def test_failed_is_written_with_its_reason_and_frees_the_claim() -> None:
     s = situation(MINE, VMState.START, "a", Status.ABSENT, attempts=REFUSED)
     step = plan_domain(replace(s, onward=Onward(None, "it is at home")))

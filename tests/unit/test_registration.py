@@ -3,16 +3,22 @@
 """Joining the cluster: which rule applies, what it writes, and who is refused; on the models of ZooKeeper and libvirt."""
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import pytest
 from sim.fakehypervisor import Fabric, FakeHypervisor
 from sim.fakezk import FakeServer, FakeZooKeeper
 
-from pvcd.cluster import schema
-from pvcd.cluster.records import Claim, Fence, FenceRecord, decode_fence
+from pvcd.cluster import fences, schema
+from pvcd.cluster.errors import Conflict
+from pvcd.cluster.records import Change, Claim, Fence, FenceRecord, Timing, decode_fence
 from pvcd.cluster.schema import FencePhase, Unknown
 from pvcd.cluster.store import Store
-from pvcd.registration import LATE_POWER_OFF_S, Refused, Registration, Start, adoptable, decide
+from pvcd.machine import Host, Refused, Remembered, WrongIdentity, recall, refuse_renamed, remember
+from pvcd.registration import LATE_POWER_OFF_S, Registration, Start, adoptable, decide
 
+MACHINE, OTHER = "0123456789abcdef" * 2, "fedcba9876543210" * 2
 UUID = "11111111-2222-4333-8444-555555555555"
 XML = f"<domain><name>web1</name><uuid>{UUID}</uuid><memory unit='MiB'>64</memory></domain>"
 UP, FENCING, FENCED, REMOVED = FencePhase.UP, FencePhase.FENCING, FencePhase.FENCED, FencePhase.REMOVED
@@ -23,7 +29,7 @@ UP, FENCING, FENCED, REMOVED = FencePhase.UP, FencePhase.FENCING, FencePhase.FEN
     (FENCING, "b1/0", False, Start("R3", "b1/0")), (FENCING, "b0/0", False, Start("R2", "b1/0", LATE_POWER_OFF_S)),
     (FENCING, "b0/0", True, Start("R2", "b1/0", LATE_POWER_OFF_S)), (FENCED, "b0/0", False, Start("R2", "b1/0")),
     (FENCED, "b1/0", False, Start("R6", "b1/1", destroy=True)), (FENCED, "b1/7", False, Start("R6", "b1/8", destroy=True)),
-    (REMOVED, "b1/7", False, Start("R6", "b1/8")), (REMOVED, "b0/7", False, Start("R6", "b1/8"))])
+    (REMOVED, "b1/7", False, Start("R6", "b1/7")), (REMOVED, "b0/7", False, Start("R6", "b1/8"))])
 def test_the_rule(phase: FencePhase, inc: str, forced: bool, expected: Start) -> None:
     assert decide(FenceRecord(Fence(inc, phase, forced=forced), 3), "b1") == expected
 
@@ -43,9 +49,15 @@ class Node:
         self.server = FakeServer()
         self.store = Store(FakeZooKeeper(self.server, "a"))
         self.hypervisor = FakeHypervisor(Fabric(lambda: 0.0), "a")
+        self.said: list[str] = []
 
-    def start(self, boot: str = "b1", machine: str = "m1") -> tuple[Start, int]:
-        return Registration(self.store, self.hypervisor, "a", boot, machine, "now").run({"staticdata": "2 x y z", "protocol": "0"})
+    def start(self, boot: str = "b1", machine: str = MACHINE, name: str = "a", booted: bool = False, meanwhile: Callable[[], None] | None = None,
+              ) -> tuple[Start, int]:
+        registration = Registration(self.store, self.hypervisor, Host(name, boot, machine), "now", self.said.append)
+        self.watched_s = registration.look()
+        if meanwhile:
+            meanwhile()
+        return registration.run({"staticdata": "2 x y z", "protocol": "0"}, booted)
 
     def fence(self) -> Fence:
         found = decode_fence(self.server.nodes[schema.fence("a")].data)
@@ -117,7 +129,10 @@ def test_a_guest_under_a_claim_of_an_older_boot_cannot_be() -> None:
     node = Node()
     node.start("b0")
     node.guest(Claim("a", "b0/0"))
-    with pytest.raises(Refused, match="cannot be"):
+    with pytest.raises(Refused, match="read wrongly"):
+        node.start("b1")
+    node.hypervisor.copies[UUID].autostart = True  # also when libvirt would start it: this host does not know that it has booted
+    with pytest.raises(Refused, match="virsh autostart --disable web1"):
         node.start("b1")
     assert node.fence().inc == "b0/0" and len(node.hypervisor.inventory()) == 1
 
@@ -126,7 +141,7 @@ def test_another_machine_of_the_same_name_is_refused() -> None:
     node = Node()
     node.start()
     with pytest.raises(Refused, match="pvc node remove a"):
-        node.start("b9", machine="m2")
+        node.start("b9", machine=OTHER)
 
 
 def test_what_can_be_adopted() -> None:
@@ -165,3 +180,162 @@ def test_the_same_life_keeps_what_is_arriving() -> None:
     node.start("b1")
     node.guest(Claim("b", "b1/0"))
     assert node.start("b1")[0].rule == "R3" and len(node.hypervisor.inventory()) == 1
+
+
+# ------------------------------------------------------------------------------------------------- who this host is
+
+def keepalive(node: Node) -> None:
+    node.server.put(schema.node_key("a", "keepalive"), "1")
+
+
+@pytest.mark.parametrize("phase", [UP, FENCING])
+def test_another_host_of_the_name_that_lives_is_seen_before_its_boot_is_taken_for_a_death(phase: FencePhase) -> None:
+    node = Node()
+    node.start("b0")
+    node.server.put(schema.fence("a"), Fence("b0/0", phase).encode())
+    with pytest.raises(WrongIdentity, match="another host of this name is alive"):
+        node.start("b1", meanwhile=lambda: keepalive(node))
+    assert node.watched_s == 10.0 and node.fence().inc == "b0/0"
+    assert node.start("b1")[0].rule == "R2"
+
+
+def test_it_is_watched_in_its_own_ticks() -> None:
+    node = Node()
+    node.start("b0")
+    node.server.put(schema.node_key("a", "timing"), Timing(30.0, 6).encode())
+    node.start("b1")
+    assert node.watched_s == 60.0
+
+
+def test_the_same_boot_a_proof_and_a_first_start_wait_for_nobody() -> None:
+    node = Node()
+    node.start("b0")
+    assert node.watched_s == 0.0
+    node.start("b0", meanwhile=lambda: keepalive(node))
+    assert node.watched_s == 0.0
+    node.server.put(schema.fence("a"), Fence("b0/0", FENCED).encode())
+    assert node.start("b1")[0].rule == "R2" and node.watched_s == 0.0
+
+
+def test_a_boot_that_was_not_watched_is_no_proof() -> None:
+    node = Node()
+    node.start("b0")
+    with pytest.raises(WrongIdentity):
+        Registration(node.store, node.hypervisor, Host("a", "b1", MACHINE), "now").run({})
+
+
+def test_a_keepalive_that_comes_at_the_last_moment_stops_the_registration() -> None:
+    node = Node()
+    node.start("b0")
+    registration = Registration(node.store, node.hypervisor, Host("a", "b1", MACHINE), "now")
+    registration.look()
+    zk = node.store._backend
+    assert isinstance(zk, FakeZooKeeper)
+
+    def before(changes: Sequence[Change]) -> None:
+        if any(change.path == schema.fence("a") for change in changes):
+            keepalive(node)
+    zk.before_commit = before
+    with pytest.raises(Conflict):
+        registration.run({})
+    assert node.fence().inc == "b0/0"
+
+
+def test_a_machine_that_is_registered_under_another_name_does_not_join() -> None:
+    node = Node()
+    node.start()
+    node.guest(Claim("a", "b1/0"))
+    with pytest.raises(WrongIdentity, match=r"node_name = a .*systemd-machine-id-setup") as refused:
+        node.start(name="a.example.org")
+    assert "a.example.org" in str(refused.value) and len(node.hypervisor.inventory()) == 1
+    assert node.server.children(schema.NODES) == ["a"] and schema.fence("a.example.org") not in node.server.nodes
+
+
+def test_two_copies_of_an_image_that_start_at_the_same_moment() -> None:
+    """Each has looked before the other has written: each looks again after it has written itself."""
+    node = Node()
+    node.start()
+    with pytest.raises(WrongIdentity):
+        node.start(name="c", machine=OTHER, meanwhile=lambda: (node.server.put(schema.node_key("a", "machineid"), OTHER), None)[1])
+    assert schema.fence("c") not in node.server.nodes
+
+
+@pytest.mark.parametrize("machine", ["", "uninitialized", "0" * 32, "0123456789ABCDEF" * 2, "m1"])
+def test_a_host_without_a_machine_id_does_not_join(machine: str) -> None:
+    node = Node()
+    with pytest.raises(WrongIdentity, match="systemd-machine-id-setup"):
+        node.start(machine=machine)
+    assert not node.server.nodes
+
+
+def test_a_name_that_has_changed_by_itself_is_refused(tmp_path: Path) -> None:
+    assert recall(tmp_path, MACHINE) == Remembered()
+    remember(tmp_path, Host("a", "b1", MACHINE), "boot 1")
+    old = recall(tmp_path, MACHINE)
+    assert old == Remembered("a", "boot 1") and recall(tmp_path, OTHER) == Remembered()
+    refuse_renamed(old, "a", False, tmp_path)
+    refuse_renamed(old, "c", True, tmp_path)
+    refuse_renamed(Remembered(), "c", False, tmp_path)
+    with pytest.raises(WrongIdentity, match=r"hostnamectl set-hostname a.*node_name = a.*pvc node remove a"):
+        refuse_renamed(old, "c", False, tmp_path)
+    assert [old.is_other_boot(boot) for boot in ("boot 1", "boot 2")] == [False, True] and not Remembered("a").is_other_boot("boot 2")
+    for garbage in ("", "[]", "{", '{"machineid": 1}', "[" * 5000):
+        (tmp_path / "node").write_text(garbage)
+        assert recall(tmp_path, MACHINE) == Remembered()
+    remember(tmp_path / "missing", Host("a", "b1", MACHINE), "boot 1")
+
+
+# ------------------------------------------------------------------------------- what runs here and is not allowed
+
+def test_what_libvirt_has_started_at_boot_goes_and_the_cause_is_told() -> None:
+    node = Node()
+    node.start("b0")
+    node.guest(Claim("a", "b0/0"))
+    node.hypervisor.copies[UUID].autostart = True
+    assert node.start("b1", booted=True)[0].rule == "R2"
+    assert node.hypervisor.inventory() == () and "virsh autostart --disable web1" in node.said[0]
+
+
+def test_one_guest_that_libvirt_did_not_start_makes_the_boot_doubtful() -> None:
+    """Nothing is destroyed for a boot that may be read wrongly."""
+    node = Node()
+    node.start("b0")
+    node.guest(Claim("a", "b0/0"))
+    node.hypervisor.copies[UUID].autostart = True
+    second = "21111111-2222-4333-8444-555555555555"
+    node.hypervisor.create(XML.replace(UUID, second).replace("web1", "web2"))
+    node.server.put(schema.claim(second), Claim("a", "b0/0").encode())
+    with pytest.raises(Refused):
+        node.start("b1", booted=True)
+    assert len(node.hypervisor.inventory()) == 2
+
+
+def test_a_removed_node_that_comes_back_in_the_same_boot_keeps_what_its_claims_allow() -> None:
+    node = Node()
+    node.start()
+    node.guest(Claim("a", "b1/0"))
+    node.server.put(schema.fence("a"), Fence("b1/0", REMOVED, method=fences.REMOVED).encode())
+    assert node.start()[0] == Start("R6", "b1/0") and len(node.hypervisor.inventory()) == 1 and node.fence().phase is UP
+
+
+def test_a_fenced_node_that_was_removed_comes_back_without_its_guests() -> None:
+    node = Node()
+    node.start()
+    node.guest(Claim("a", "b1/0"))
+    node.server.put(schema.fence("a"), Fence("b1/0", REMOVED, method=fences.REMOVED_FENCED).encode())
+    assert node.start()[0] == Start("R6", "b1/1", destroy=True) and node.hypervisor.inventory() == ()
+
+
+def test_each_destruction_is_looked_at_again() -> None:
+    """The first takes its time; meanwhile the other claim is handed to this node, or the fence moves: nothing more is destroyed."""
+    for path, value in ((schema.fence("a"), Fence("b0/0", FENCED)), (schema.claim(UUID), Claim("a", "b1/0"))):
+        node = Node()
+        node.start("b0")
+        node.guest(Claim("b", "b9/0"))
+        first = "01111111-2222-4333-8444-555555555555"
+        node.hypervisor.create(XML.replace(UUID, first).replace("web1", "web0"))
+        node.server.put(schema.claim(first), Claim("b", "b9/0").encode())
+        node.hypervisor.before_effect = lambda _what, path=path, value=value, node=node: node.server.put(path, value.encode())  # type: ignore[misc]
+        with pytest.raises(Conflict):
+            node.start("b1")
+        assert [guest.uuid for guest in node.hypervisor.inventory()] == [UUID]

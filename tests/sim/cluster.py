@@ -432,18 +432,14 @@ class Daemon:
             return
         self.busy.add("main")
         try:
-            if self.failed:
-                raise Killed
             if self.starts_from is None:
                 self.look()
             if self.starts_from is not None and self.cluster.now >= self.starts_from:
                 self.start()
         except PVCError as error:
             self.cluster.say(f"{self.host.key}: pvcd does not start: {error}")
-            self.failed = True
             self.host.refused = isinstance(error, (WrongIdentity, TakenBack))
-            if self.standing.inc:
-                raise Killed from error
+            raise Killed from error
         finally:
             self.busy.discard("main")
 

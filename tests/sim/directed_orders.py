@@ -30,7 +30,7 @@ def _reboots_before_the_call(registers: bool) -> Cluster:
     cluster.hosts["c"].down_since = float("inf")
     if registers:
         cluster.start_daemon("c")
-        turns(cluster, 3.0, "c")
+        turns(cluster, 12.0, "c")
     for _ in range(5):
         cluster.fabric.advance(job)
     assert VM not in cluster.hosts["a"].hypervisor.copies and cluster.hosts["c"].hypervisor.copies[VM].status is Status.PAUSED
@@ -67,7 +67,7 @@ def reboots_while_the_memory_moves() -> None:
     cluster.power_on("c")
     turns(cluster, 3.0, *cluster.names)
     cluster.start_daemon("c")
-    turns(cluster, 3.0, *cluster.names)
+    turns(cluster, 15.0, *cluster.names)  # it watches for another host of its name first
     assert job.aborted
     rest(cluster)
     one_life(cluster, "a")

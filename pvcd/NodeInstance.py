@@ -64,7 +64,7 @@ class NodeInstance:
         cluster = Cluster(view, domains, claims, self._memory(domains, claims))
         if word[0] is DomainState.FLUSH:
             recent = {uuid for uuid, at in self._ordered.items() if now - at < REFUSED_PAUSE_S}
-            plan, final = plan_flush(actor, cluster, recent), DomainState.FLUSHED
+            plan, final = plan_flush(actor, cluster, recent, halted=dict(self._env.halted)), DomainState.FLUSHED
         else:
             plan, final = plan_unflush(actor, cluster, self._ordered), DomainState.READY
         self.moving = bool(plan.orders or plan.under_way)

@@ -2,9 +2,8 @@
 # Copyright (C) 2026 The PVC developers
 """Keeps one domain as the cluster wants it on this node: gather, plan, act, write back. Runs on a reconcile worker.
 
-The order of the reads matters: record and claim first, libvirt after them. What arrives here after the claim was read moves
-the claim, and the transaction that was decided on the old one fails; the other way round an answer "I do not have it" could
-be given while the guest has just arrived.
+The order of the reads matters: record and claim first, libvirt after them. What libvirt shows is then never older than the claim, so a copy
+that has gone under a claim that was read is gone under it, and whatever moves the claim meanwhile fails the transaction.
 """
 from __future__ import annotations
 
@@ -13,19 +12,19 @@ from dataclasses import replace
 from . import onward
 from .attempts import AttemptLog
 from .cluster import avoid, definition, schema
-from .cluster.claims import Actor
+from .cluster.claims import Actor, holding
 from .cluster.errors import BadDefinition, Conflict, HypervisorError, HypervisorUnknown, OutcomeUnknown, Unreachable
 from .cluster.placement import unfit
-from .cluster.records import Check, Claim, ClaimRecord, DomainRecord, View
-from .cluster.schema import DomainState, VMState
+from .cluster.records import Check, Claim, ClaimRecord, DomainRecord, Operation, View
+from .cluster.schema import DomainState, OpPhase, VMState
 from .departure import Phase, plan_alone
 from .environment import Environment
-from .local import COPY, Ending, Local, Status
+from .handoff import halted
+from .local import COPY, HALTED, CallState, Ending, Local, Status
 from .planner import plan_domain
 from .situation import Level, Situation, Step, Timers, Verb
 
 SOON_S = 0.0
-ERROR_PAUSE_S = 5.0
 
 
 class VMInstance:
@@ -43,7 +42,10 @@ class VMInstance:
         self._attempts = AttemptLog()
         self._told = ""
         self._ran = False
-        self._migrating_since: float | None = None
+        self._dest_down_since: float | None = None
+        self._holder_dead_since: float | None = None
+        self._read_at: float | None = None
+        """when ZooKeeper last answered a visit"""
         self._ordered: tuple[str, int, float] | None = None
         self._moved: tuple[int, float] | None = None
         self._unclaimed_since: float | None = None
@@ -81,7 +83,8 @@ class VMInstance:
         try:
             situation = self._situation(actor)
         except (Unreachable, OutcomeUnknown):
-            return 1.0  # nothing is touched; `doubt` watches over what a migration has left paused
+            self._abort_if_cut_off()
+            return 1.0
         if situation.local.slow is not self._slow:
             self._mark_slow(situation.local.slow)
             if self._slow:
@@ -92,9 +95,9 @@ class VMInstance:
         try:
             return self._act(step, new)
         except Conflict as lost:
-            # A fence was moved, our own or another's: the keepalive thread answers that, or the view hears of it, within a moment.
-            # Everything else is read at each visit, and looked at again now.
-            return 1.0 if lost.path.startswith(schema.FENCES) else SOON_S
+            # A fence or a node's word was moved, our own or another's: the keepalive thread answers that, or the view hears of it, within
+            # a moment. Everything else is read at each visit, and looked at again now.
+            return 1.0 if lost.path.startswith((schema.FENCES, schema.NODES)) else SOON_S
         except (Unreachable, OutcomeUnknown):
             return 1.0
 
@@ -122,9 +125,11 @@ class VMInstance:
             record, claim = env.store.domain_and_claim(self.uuid)
         self.local = local = env.hypervisor.look(self.uuid)
         self.claim, self.known = claim, record.exists
-        now = env.clock()
+        now, view = env.clock(), env.view()
+        self._read_at = now
         self._observe(actor, record, claim, local, now)
-        s = Situation(actor, record, claim, local, env.view(), self._timers(now), self._attempts.now(now),
+        self._observe_others(actor, claim, view, now)
+        s = Situation(actor, record, claim, local, view, self._timers(now), self._attempts.now(now),
                       op_id=env.new_id(), stopping=env.stopping, closing=env.phase in (Phase.CLOSE, Phase.END))
         if self._asked_to_receive(s):
             return replace(s, unfit=self._why_unfit(s))
@@ -157,10 +162,6 @@ class VMInstance:
             self._attempts.unseen()
         if record.state not in (VMState.START, VMState.MIGRATE) or record.hypervisor != actor.node:
             self._attempts.clear()
-        if local.status is not Status.MIGRATING:
-            self._migrating_since = None
-        elif self._migrating_since is None:
-            self._migrating_since = now
         if claim.value is not None or record.state is not VMState.START or record.hypervisor != actor.node:
             self._unclaimed_since = None
         elif self._unclaimed_since is None:
@@ -184,6 +185,39 @@ class VMInstance:
         if op is None:
             self._env.hypervisor.forget_call(self.uuid)
 
+    def _observe_others(self, actor: Actor, claim: ClaimRecord, view: View, now: float) -> None:
+        """Since when a node that this VM depends on is not there; and whether this VM could be migrated."""
+        held = claim.value if isinstance(claim.value, Claim) else None
+        mine = held is not None and actor.holds(held)
+        down = held is not None and mine and held.op is not None and not view.is_running(held.op.dest)
+        self._dest_down_since = (self._dest_down_since or now) if down else None
+        dead = held is not None and not mine and view.is_dead(held.node, held.inc)
+        self._holder_dead_since = (self._holder_dead_since or now) if dead else None
+        if mine and self.local.status in HALTED:
+            self._env.halted[self.uuid] = halted(self.local.status)
+        else:
+            self._env.halted.pop(self.uuid, None)
+
+    def _abort_if_cut_off(self) -> None:
+        """The rule of a source that has not reached ZooKeeper for two ticks. A guest that arrives now is paused until the claim can move."""
+        if self._read_at is not None and self._env.clock() - self._read_at >= 2 * self._env.tick_s:
+            self.stay("this node does not reach ZooKeeper")
+
+    def stay(self, why: str) -> None:
+        """Abort a migration away from here whose memory still moves: the guest runs on here. Waits for libvirt. Never raises."""
+        claim = self.claim.value
+        if not self.held_here or not isinstance(claim, Claim) or claim.op is None or claim.op.phase is not OpPhase.RUN:
+            return
+        local = self._env.hypervisor.look(self.uuid)
+        calls = local.call is not None and local.call.state is CallState.ACTIVE
+        if local.status is not Status.RUNNING or not (local.job or calls):
+            return
+        self._env.say(Level.WARNING, f"{self.uuid}: {why}: the migration is aborted, the guest stays here")
+        try:
+            self._env.hypervisor.abort_migration(self.uuid)
+        except (HypervisorError, HypervisorUnknown) as error:
+            self._env.say(Level.WARNING, f"{self.uuid}: abort: {error}")
+
     def _observe_order(self, record: DomainRecord, waiting: bool, now: float) -> None:
         if not waiting or record.state is not VMState.MIGRATE:
             self._ordered = None
@@ -195,8 +229,8 @@ class VMInstance:
     def _timers(self, now: float) -> Timers:
         def since(at: float | None) -> float | None:
             return None if at is None else now - at
-        return Timers(self._env.tick_s, self._env.shutdown_timeout_s, since(self._migrating_since),
-                      since(self._ordered[2] if self._ordered else None), since(self._moved[1] if self._moved else None),
+        return Timers(self._env.tick_s, self._env.shutdown_timeout_s, since(self._ordered[2] if self._ordered else None),
+                      since(self._moved[1] if self._moved else None), since(self._dest_down_since), since(self._holder_dead_since),
                       since(self._unclaimed_since), since(self._shutdown_since), since(self._resumed_at),
                       since(self._asked_at), since(self._crashed_since))
 
@@ -246,11 +280,12 @@ class VMInstance:
         acts = step.level is not Level.QUIET and (bool(step.changes) or step.verb is not Verb.NOTHING)
         if new and acts:
             self._keep_reason(step)
-        if step.row == 19 and self.local.size:
+        if step.row == "S3" and self.local.size:
             self._keep_progress()
         if step.changes:
             self._env.store.apply(step.changes)
-        if new and acts:
+        noted = new and acts
+        if noted and step.verb is not Verb.RESUME:
             self._env.note(self.uuid, step.verb.value if step.verb is not Verb.NOTHING else "decided", step.reason)
         if step.verb is Verb.NOTHING:
             return SOON_S if any(not isinstance(change, Check) for change in step.changes) else step.again_s
@@ -258,6 +293,8 @@ class VMInstance:
             self._effect(step.verb)
         except (HypervisorError, HypervisorUnknown) as error:
             return self._failed(step, error)
+        if noted and step.verb is Verb.RESUME:  # after it: a guest that has arrived waits for it
+            self._env.note(self.uuid, step.verb.value, step.reason)
         return SOON_S if step.again_s is None else step.again_s
 
     def _keep_reason(self, step: Step) -> None:
@@ -285,7 +322,27 @@ class VMInstance:
         elif verb is Verb.MIGRATE:
             claim = self.claim.value
             assert isinstance(claim, Claim) and claim.op is not None
-            hypervisor.start_migration(self.uuid, claim.op.id, claim.op.dest)
+            op = claim.op
+            hypervisor.start_migration(self.uuid, op.id, op.dest, lambda: self._may_migrate(op))
+
+    def _may_migrate(self, op: Operation) -> bool:
+        """Asked right before the call, which may have waited for its turn: is it still this operation's, and still ordered? Runs on a
+        migration worker; blocks for two answers of ZooKeeper. Never raises.
+        """
+        actor = self._env.actor()
+        if actor is None:
+            return False
+        try:
+            record, claim = self._env.store.domain_and_claim(self.uuid)
+            held = claim.value
+            if not isinstance(held, Claim) or not actor.holds(held) or held.op is None:
+                return False
+            if (held.op.id, held.op.phase) != (op.id, OpPhase.RUN) or record.state is not VMState.MIGRATE or record.hypervisor != op.dest:
+                return False
+            self._env.store.apply(holding(actor, self.uuid, claim, record))
+        except (Conflict, Unreachable, OutcomeUnknown):
+            return False
+        return True
 
     def _create(self, step: Step) -> float | None:
         raw = self._env.store.xml(self.uuid).data
@@ -326,7 +383,7 @@ class VMInstance:
             self._mark_slow(error.slow)
         self._env.say(Level.WARNING, f"{self.uuid}: {step.verb.value}: {error}")
         self._env.store.write_meta(self.uuid, {"reason": f"{step.verb.value}: {error}", "at": self._env.utc()})
-        return ERROR_PAUSE_S
+        return step.retry_s
 
     def _mark_slow(self, slow: bool) -> None:
         self._slow = slow

@@ -2,7 +2,7 @@
 # Copyright (C) 2026 The PVC developers
 """Checks the ground, builds every object, starts the threads in order and stops them in reverse.
 
-The order at start: configuration, libvirt, the watch over copies in doubt, ZooKeeper, registration (this node's fence is `up`), keepalives, `init`, instances
+The order at start: configuration, libvirt, ZooKeeper, registration (this node's fence is `up`), keepalives, `init`, instances
 and their watches, adoption of what runs here, `protocol`, `run`, workers, fencing. A host that dies in `init` must be
 noticed, so the keepalives come first; no claim is taken before `run`.
 """
@@ -28,7 +28,6 @@ from .cluster.store import Store
 from .cluster.zk import ZooKeeper
 from .collector import Collector
 from .departure import Limits
-from .doubt import Doubt
 from .driftwatch import DriftWatch
 from .ensemble import Ensemble
 from .environment import Environment
@@ -94,7 +93,6 @@ def _main() -> int:
         _say(Level.CRITICAL, str(error))
         daemon.reconciler.stop(0.0)
         daemon.notifier.status(str(error))
-        daemon.outlast_doubt()
         if asked.is_set():
             return daemon.end()
         return NEEDS_AN_OPERATOR if isinstance(error, (WrongIdentity, TakenBack)) else MAY_COME_LATER
@@ -165,7 +163,6 @@ class Daemon:
         self.questions = Questions(Ipmi(), self.store, self.clock, self.fence_wake.set, self.supervisor.beat)
         self.fencing = Fencing(self.store, self.questions, self.liveness, self.node, self.env.actor, self.cache.current, _hold, _say, utc,
                                config.fence_action, uuid.uuid4().hex[:8])
-        self.doubt = Doubt(self.hypervisor, config.keepalive_interval, _say)
         self.drift = DriftWatch(self.store, self.hypervisor.live_definition, self.clock, _say)
         self._last_resync = 0.0
         self._unseen: set[str] | None = set()
@@ -213,8 +210,6 @@ class Daemon:
 
     def _preflight(self) -> None:
         self.ground.find_libvirt()
-        self.doubt.look(self.clock(), False, None)
-        self._spawn("doubt", self._watch_doubt)
         self.ground.find_zookeeper()
 
     def _register(self) -> Start:
@@ -305,8 +300,9 @@ class Daemon:
         _say(Level.INFO, "stopping" if self.env.phase else "stopping; VMs run on")
         self.env.stopping = True
         deadline = self.clock() + ARRIVALS_S
-        while (self.instances.arriving() or self.doubt.pending) and self.clock() < deadline and not self.flags.exit_reason:
+        while self.instances.in_flight() and self.clock() < deadline and not self.flags.exit_reason:
             threading.Event().wait(0.2)
+        self.instances.stay("pvcd is stopped")
         self.fence_wake.set()
         self.questions.stop()
         self.reconciler.stop(5.0)
@@ -331,17 +327,6 @@ class Daemon:
         thread.start()
         self.supervisor.watch([thread])
 
-    def _watch_doubt(self) -> None:
-        """Doubt thread: once a second, whatever else stands still."""
-        while not self._closed.wait(1.0):
-            self.supervisor.beat("doubt")
-            linked = self.zk.connected and self.standing.actor() is not None
-            self.doubt.look(self.clock(), linked, self._last_acknowledged)
-
-    def outlast_doubt(self) -> None:
-        """A start that failed ends only when no copy is in doubt: each new process would count its patience from the beginning."""
-        while self.doubt.pending and not self.flags.asked.wait(0.5):
-            pass
 
     def _time(self) -> None:
         """Timer thread, once a second or four times a tick: the ZooKeeper supervisor, the resync, and the silence of peers. Only this

@@ -112,7 +112,7 @@ def homecoming(me: Actor, node: NodeRecord) -> tuple[Change, ...]:
 
 def plan_alone(local: Local, shutdown_s: float | None, timeout_s: float) -> Step:
     """CLOSE without ZooKeeper, one VM: it may be stopped without any claim, because a stop never makes a second copy. The claim is left to
-    the next boot. What a migration has paused is left to `doubt` and to the end of the host.
+    the next boot. What a migration has paused is left to the end of the host.
     """
     if local.status not in COPY:
         return Step(42, f"this host is shut down, without ZooKeeper: {local.status.value}", level=Level.QUIET,

@@ -69,6 +69,8 @@ class Environment:
     tick_s: float = 5.0
     shutdown_timeout_s: float = 30.0
     arrivals: Arrivals = field(default_factory=Arrivals)
+    halted: dict[str, str] = field(default_factory=dict)
+    """VMs held here whose guest does not execute, and why: they cannot be migrated. Each visit of a VM sets or removes its own entry"""
     stopping: bool = False
     """the daemon is about to stop: nothing new is received, claimed or started"""
     phase: Phase | None = None

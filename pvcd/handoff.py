@@ -1,122 +1,178 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (C) 2026 The PVC developers
-"""The planner's rows of a holder with a migration operation (17-27). Pure.
+"""The planner's rows of a migration: D1-D4 and D6-D8 of its destination, S1-S7 of its source (D5 and S8 are in `planner`). Pure.
 
-libvirt's own hand-off cannot say who has the guest once a reply is lost, so the claim does: the source marks the start (`run`), notes
-that the destination's QEMU is there while the destination lives as it did when it agreed (`there`), and gives the claim away or asks
-(`query`). A call may start late, or wait in a TCP connect while the destination boots: without `there`, a copy may be in a later life
-of the destination, and only that life can answer.
+**The guest runs only where the claim is.** libvirt's own hand-off cannot say who has the guest once a reply is lost, so libvirt is told to
+leave the copy at the destination paused, and only the node that holds the claim resumes it. The claim leaves the source S by S's own
+transaction, when S's copy is gone, or goes to the destination D after proof that S is dead. Nobody has to ask D for anything.
+
+*Whole* = PAUSED under an operation that names this node: it has arrived. *Half* = MIGRATING at a node that is not the source.
+*Gone* = libvirt's look-up has answered that there is no such domain; no answer is none, and waits. libvirt may wake a source by itself:
+at once when its link to D breaks, after 30 s when D is silent. That is harmless: S has the claim.
+
+| row | claim, operation | here | also | action |
+|---|---|---|---|---|
+| D1 | other, run, dest = my node in any life | whole | S not dead | wait, however long: S decides |
+| D2 | other, run, dest = my node | whole | S proved dead | claim := me, given |
+| D3 | other, run, dest = my node | half | S not dead | wait (S dead: D5) |
+| D4 | other, ready, dest = me | absent | order gone | op null |
+| D6 | mine, given | half; or whole and the word is stop, delete | | gate, destroy |
+| D7 | mine, given | whole | else | gate, **resume**. Refused (somebody has the image's lock): said, tried each 2 s, never forced |
+| D8 | mine, given | anything else | | op null; the rows of a holder go on |
+| S1 | mine, ready | running | ordered, D up | run, then the call |
+| S2 | mine, ready | else | | op null. A guest that does not execute, or a daemon of protocol 1 at D: the order is taken back too |
+| S3 | mine, run | a job (or its monitor is busy), or a call under way | order gone, D dead or without pvcd, no progress | abort (queue: withdraw); else wait |
+| S4 | mine, run | gone | D up | claim := D in its present life, given |
+| S5 | mine, run | gone | D off, or not up for 30 s | close: it starts here. D's copy cannot run |
+| S6 | mine, run | MIGRATING or STUCK, no job, no call | | gate, resume: libvirtd was restarted, or could not wake it |
+| S7 | mine, run | else | | close |
+
+A source that is cut off from ZooKeeper for two ticks, or whose pvcd is told to end, aborts a migration whose memory still moves
+(`VMInstance.stay`), since a guest that arrives then is paused until the claim can move; it does nothing else.
+For one release, an operation of protocol 1 (its D runs what has arrived at once): whoever has a whole copy at D takes the claim (V1); a paused copy
+at S, whose job is over, goes (V2), since D may run it.
 """
 from __future__ import annotations
 
 from .cluster import claims
-from .cluster.records import Change, Operation
+from .cluster.records import PATIENCE_S, Claim, Operation
 from .cluster.schema import OpPhase, VMState
-from .local import COPY, CallState, Status
+from .local import COPY, HALTED, CallState, Status
 from .situation import Level, Situation, Step, Verb
 
-PATIENCE_S = 30.0
-"""A migration order that no operation follows, or a call that makes no progress, is given up after this long."""
+RESTART_S = 10.0
+"""A daemon that is restarted is back after this long."""
+RESUME_REFUSED_S = 2.0
 CONVERGES = 20
 """A live migration that has moved so many times the guest's memory does not converge, slowed down as the guest is by then
 (AUTO_CONVERGE adds a tenth with every pass over the memory that gains too little): aborted. Counted in passes and not in hours,
 because how long a pass may take is a matter of the network."""
 
 
+# -------------------------------------------------------------------------------------------------------- the destination
+
+def plan_arrival(s: Situation, claim: Claim, op: Operation) -> Step | None:
+    """The next step of an operation that names this node, under another's claim; None where no row speaks of it."""
+    status, dead = s.local.status, s.view.is_dead(claim.node, claim.inc)
+    if op.phase is OpPhase.READY:
+        if status is Status.ABSENT and op.dinc == s.me.inc and not (s.state is VMState.MIGRATE and s.homed_here):
+            return Step("D4", "the order to come here was withdrawn", changes=claims.withdraw(s.me, s.record.uuid, s.claim))
+        return None
+    if op.phase is not OpPhase.RUN:
+        return None
+    if op.v == 1 and status in COPY and not (dead and status is Status.PAUSED):
+        return Step("V1", f"arrived from {claim.node}", changes=claims.take_running(s.me, s.record.uuid, s.claim))
+    if status is Status.PAUSED and not dead:
+        return Step("D1", f"arrived from {claim.node}, paused: waits for the claim", level=Level.QUIET, again_s=1.0)
+    if status is Status.PAUSED:
+        proved = claims.proof(claim.node, s.view.fences[claim.node])
+        return Step("D2", f"{claim.node} is proved dead and the whole copy is here: its life goes on",
+                    changes=claims.inherit(s.me, s.record.uuid, s.claim, proved), level=Level.WARNING)
+    if status is Status.MIGRATING and not dead:
+        return Step("D3", f"arriving from {claim.node}", level=Level.QUIET, again_s=1.0)
+    return None
+
+
+def _given(s: Situation, op: Operation) -> Step:
+    status = s.local.status
+    if status is Status.MIGRATING:
+        return Step("D6", "its source is gone and only half of it has arrived: the half copy is destroyed", Verb.DESTROY, s.claim_gate, Level.WARNING)
+    if status is Status.PAUSED and s.state in (VMState.STOP, VMState.DELETE):
+        return Step("D6", f"{s.state.value}: the copy that has arrived is destroyed", Verb.DESTROY, s.gate)
+    if status is Status.PAUSED:
+        return Step("D7", "has arrived: resumed", Verb.RESUME, s.gate, retry_s=RESUME_REFUSED_S)
+    if status is Status.ABSENT:
+        return Step("D8", "the claim came here, and no copy with it", changes=claims.landed(s.me, s.record.uuid, s.claim), level=Level.WARNING)
+    return Step("D8", f"the migration to {op.dest} is over", changes=claims.landed(s.me, s.record.uuid, s.claim), level=Level.QUIET)
+
+
+# ------------------------------------------------------------------------------------------------------------- the source
+
 def plan_handoff(s: Situation, op: Operation) -> Step:
     """The next step of a migration that this node's claim holds."""
     if op.phase is OpPhase.READY:
         return _ready(s, op)
-    if op.phase is OpPhase.RUN:
-        return _run(s, op)
-    if op.phase is OpPhase.QUERY:
-        return _query(s, op)
-    if s.local.status is Status.MIGRATING:
-        return Step(26, f"{op.dest} does not have it: the copy here goes on", Verb.RESUME, s.gate, Level.WARNING)
-    return Step(27, f"the migration to {op.dest} did not happen{_why(s)}", changes=claims.close(s.me, s.record, s.claim),
-                level=Level.WARNING)
+    return _given(s, op) if op.phase is OpPhase.GIVEN else _run(s, op)
 
 
 def _why(s: Situation) -> str:
     return f": {s.local.call.error}" if s.local.call and s.local.call.error else ""
 
 
-def _ordered(s: Situation, op: Operation) -> bool:
+def ordered(s: Situation, op: Operation) -> bool:
+    """The record still asks for this migration."""
     return s.state is VMState.MIGRATE and s.home == op.dest
 
 
-def _dest_up(s: Situation, op: Operation) -> bool:
+def _dest_agreed(s: Situation, op: Operation) -> bool:
+    """D lives as it did when it said that it can take the VM."""
     fence = s.view.fence(op.dest)
     return fence is not None and fence.inc == op.dinc and s.view.is_up(op.dest)
 
 
+def halted(status: Status) -> str:
+    """Why a guest does not execute, for people."""
+    return {Status.PAUSED: "paused by somebody", Status.IO_ERROR: "paused by an I/O error"}.get(status, "paused, and libvirt could not resume it")
+
+
 def _ready(s: Situation, op: Operation) -> Step:
-    if s.local.status is Status.RUNNING and _ordered(s, op) and _dest_up(s, op):
-        return Step(17, f"migrating live to {op.dest}", Verb.MIGRATE, claims.begin(s.me, s.record, s.claim))
-    return Step(18, f"the migration to {op.dest} is off", changes=claims.withdraw(s.me, s.record.uuid, s.claim))
+    if op.v == 1:
+        return Step("S2", f"{op.dest} runs an older pvcd, which does not receive from this one: it stays here. Upgrade pvcd on {op.dest}",
+                    changes=claims.close(s.me, s.record, s.claim), level=Level.WARNING)
+    if s.local.status is Status.RUNNING and ordered(s, op) and _dest_agreed(s, op):
+        return Step("S1", f"migrating live to {op.dest}", Verb.MIGRATE, claims.begin(s.me, s.record, s.claim))
+    if s.local.status in HALTED:
+        return Step("S2", f"{halted(s.local.status)}: a guest that does not run is not migrated; it stays here",
+                    changes=claims.close(s.me, s.record, s.claim), level=Level.WARNING)
+    return Step("S2", f"the migration to {op.dest} is off", changes=claims.withdraw(s.me, s.record.uuid, s.claim))
 
 
 def _run(s: Situation, op: Operation) -> Step:
     local, call = s.local, s.local.call
-    if call is not None and call.op == op.id and call.state is CallState.SUCCEEDED and _dest_up(s, op):
-        return Step(20, f"arrived on {op.dest}", changes=claims.hand_over(s.me, s.record.uuid, s.claim, _as_it_lives(s, op)))
-    if _is_there(s, op):
-        return _arriving(s, op)
-    calling = call is not None and call.op == op.id and call.state is CallState.ACTIVE
-    if local.job or calling:
+    if local.job or local.busy or (call is not None and call.op == op.id and call.state is CallState.ACTIVE):
         return _under_way(s, op)
-    if local.status is Status.RUNNING:
-        return Step(21, f"the migration to {op.dest} failed{_why(s)}; it stays here",
-                    changes=claims.close(s.me, s.record, s.claim), level=Level.WARNING)
-    if local.status in (Status.MIGRATING, Status.ABSENT, Status.CRASHED):
-        return Step(22, f"has {op.dest} got it{_why(s)}?", changes=claims.ask(s.me, s.record.uuid, s.claim), level=Level.WARNING)
-    return Step(21, f"the migration to {op.dest} ended and the guest is {local.status.value} here",
-                changes=claims.close(s.me, s.record, s.claim), level=Level.WARNING)
-
-
-def _as_it_lives(s: Situation, op: Operation) -> tuple[Change, ...]:
-    """The check of the destination's fence, as it was read."""
-    return claims.proof(op.dest, s.view.fences[op.dest])
-
-
-def _is_there(s: Situation, op: Operation) -> bool:
-    """Memory has moved, so there is a QEMU at the destination; and the destination lives as it did when it said ready."""
-    moved = s.local.moved > 0 or s.local.status is Status.MIGRATING
-    return moved and not op.there and _dest_up(s, op)
-
-
-def _arriving(s: Situation, op: Operation) -> Step:
-    return Step(19, f"its memory goes to {op.dest}", changes=claims.arriving(s.me, s.record.uuid, s.claim, _as_it_lives(s, op)), level=Level.QUIET)
+    if local.status is Status.ABSENT:
+        return _gone(s, op)
+    if local.status is Status.MIGRATING and op.v == 1:
+        return Step("V2", f"the migration to {op.dest} began before the upgrade, and {op.dest} may run it: the paused copy is destroyed",
+                    Verb.DESTROY, s.claim_gate, Level.CRITICAL)
+    if local.status in (Status.MIGRATING, Status.STUCK):
+        return Step("S6", f"paused by a migration that is over{_why(s)}: it is resumed here", Verb.RESUME, s.gate, Level.WARNING)
+    left = "it stays here" if local.status is Status.RUNNING else f"it is {local.status.value} here"
+    return Step("S7", f"the migration to {op.dest} failed{_why(s)}; {left}", changes=claims.close(s.me, s.record, s.claim), level=Level.WARNING)
 
 
 def _under_way(s: Situation, op: Operation) -> Step:
-    """Row 19. libvirt resumes the source at the very moment its call errors: a pause that lasts is asked about before that."""
-    if s.local.status is Status.MIGRATING:
-        if (s.timers.migrating_s or 0.0) >= s.timers.tick_s:
-            return Step(19, f"no word from {op.dest} since the guest was paused: has it got it?",
-                        changes=claims.ask(s.me, s.record.uuid, s.claim), level=Level.WARNING)
-    elif s.view.is_dead(op.dest, op.dinc):
-        return Step(19, f"{op.dest} is proved dead: the migration is aborted", Verb.ABORT, (), Level.WARNING, 1.0)
-    elif not _ordered(s, op):
-        return Step(19, "the order was taken back: the migration is aborted", Verb.ABORT, again_s=1.0)
-    elif (s.timers.stalled_s or 0.0) >= PATIENCE_S:
-        return Step(19, f"no progress for {PATIENCE_S:.0f} s: the migration is aborted", Verb.ABORT, (), Level.WARNING, 1.0)
-    elif s.local.size and s.local.moved > CONVERGES * s.local.size:
-        return Step(19, f"{CONVERGES} times its memory was moved and it changes faster: the migration is aborted", Verb.ABORT, (), Level.WARNING, 1.0)
-    return Step(19, f"under way to {op.dest}", level=Level.QUIET, again_s=1.0)
+    """Row S3. Whoever is paused by the migration is left to libvirt, which has decided within 30 s."""
+    why = None
+    if s.local.status is Status.ABSENT:
+        # A call that waits for its turn would hold up what becomes of the VM; one that is about to end ends as it would.
+        return Step("S3", "its guest has ended: waits for the end of the call", Verb.ABORT, level=Level.QUIET, again_s=1.0)
+    if s.local.status is not Status.MIGRATING:
+        if s.view.is_dead(op.dest, op.dinc):
+            why = f"{op.dest} is proved dead"
+        elif not ordered(s, op):
+            why = "the order was taken back"
+        elif (s.timers.dest_down_s or 0.0) >= RESTART_S:
+            why = f"pvcd has not run on {op.dest} for {RESTART_S:.0f} s, and only that resumes what arrives"
+        elif (s.timers.stalled_s or 0.0) >= PATIENCE_S:
+            why = f"no progress for {PATIENCE_S:.0f} s"
+        elif s.local.size and s.local.moved > CONVERGES * s.local.size:
+            why = f"{CONVERGES} times its memory was moved and it changes faster"
+    if why is None:
+        return Step("S3", f"under way to {op.dest}", level=Level.QUIET, again_s=1.0)
+    level = Level.WARNING if ordered(s, op) else Level.INFO
+    return Step("S3", f"{why}: the migration is aborted", Verb.ABORT, level=level, again_s=1.0)
 
 
-def _query(s: Situation, op: Operation) -> Step:
-    status = s.local.status
-    if status in COPY and not s.local.job:
-        return Step(21, f"it runs here: the migration to {op.dest} did not happen{_why(s)}",
-                    changes=claims.close(s.me, s.record, s.claim), level=Level.WARNING)
-    if s.view.has_no_copy(op):
-        return Step(23, f"{op.dest} is proved dead: it does not have it",
-                    changes=claims.answer_none(s.me, s.record.uuid, s.claim, _as_it_lives(s, op)), level=Level.WARNING)
-    if _is_there(s, op):
-        return _arriving(s, op)
-    if status is Status.MIGRATING and (s.timers.migrating_s or 0.0) >= 2 * s.timers.tick_s:
-        return Step(24, f"{op.dest} does not answer: the paused copy here goes before libvirt wakes it", Verb.DESTROY,
-                    s.claim_gate, Level.CRITICAL)
-    return Step(25, f"waits for the answer of {op.dest}", level=Level.QUIET, again_s=1.0)
+def _gone(s: Situation, op: Operation) -> Step:
+    fence = s.view.fence(op.dest)
+    if fence is not None and s.view.is_up(op.dest):
+        alive = claims.proof(op.dest, s.view.fences[op.dest])
+        return Step("S4", f"gone to {op.dest}", changes=claims.hand_over(s.me, s.record.uuid, s.claim, fence.inc, alive))
+    off = s.view.is_off(op.dest)
+    if off or (s.timers.dest_down_s or 0.0) >= PATIENCE_S:
+        why = "is proved dead" if off else f"has not been up for {PATIENCE_S:.0f} s"
+        return Step("S5", f"its copy here is gone and {op.dest} {why}: it is started here anew", changes=claims.close(s.me, s.record, s.claim),
+                    level=Level.WARNING)
+    return Step("S5", f"its copy here is gone, and {op.dest} is not up: waits for it", level=Level.WARNING, again_s=1.0)

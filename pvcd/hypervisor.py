@@ -15,7 +15,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import libvirt
@@ -28,8 +28,8 @@ from .local import Call, CallState, Ending, Guest, Kept, Local, Status
 LOCAL_URI = "qemu+tcp://127.0.0.1:16509/system"
 PEER_URI = "qemu+tcp://{}/system"
 CALLERS = 24
-"""Threads that ask libvirt at once, besides the migrations: the reconcile workers and their spares, the collector, the watches over
-doubts and over differences, the main one, and those that wait for a guest to take a request."""
+"""Threads that ask libvirt at once, besides the migrations: the reconcile workers and their spares, the collector, the watch over
+differences, the main one, and those that wait for a guest to take a request."""
 HUNG_MS = 2000
 """A monitor that has not answered its caller for so long counts as hung."""
 ASK_S, ASKED_AT_ONCE = 2.0, 4
@@ -38,11 +38,14 @@ ASK_S, ASKED_AT_ONCE = 2.0, 4
 
 T = TypeVar("T")
 
+_PAUSED_API_ERROR = 14
+"""VIR_DOMAIN_PAUSED_API_ERROR of libvirt 9.2 and later; Debian 12's binding has no name for it."""
 _PAUSED = {
     libvirt.VIR_DOMAIN_PAUSED_MIGRATION: Status.MIGRATING,
     # Both an incoming half copy and a domain whose start is not over: neither is a whole guest yet.
     libvirt.VIR_DOMAIN_PAUSED_STARTING_UP: Status.MIGRATING,
     libvirt.VIR_DOMAIN_PAUSED_IOERROR: Status.IO_ERROR,
+    _PAUSED_API_ERROR: Status.STUCK,
     libvirt.VIR_DOMAIN_PAUSED_CRASHED: Status.CRASHED,
 }
 _STATES = {
@@ -54,11 +57,11 @@ _HOPELESS = {libvirt.VIR_ERR_XML_ERROR, libvirt.VIR_ERR_XML_DETAIL}
 _PERMANENT = {libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_OS_TYPE, libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_INVALID_ARG}
 _ENDINGS = {libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: Ending.DESTROYED, libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: Ending.CRASHED,
             libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED: Ending.CRASHED}
-_NO_JOB = [libvirt.VIR_DOMAIN_JOB_NONE] + [0] * 6
 _UNANSWERED = {libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_NO_CONNECT}
 _TRANSPORT = {libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE}
 _FLAGS = (libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PEER2PEER | libvirt.VIR_MIGRATE_ABORT_ON_ERROR
-          | libvirt.VIR_MIGRATE_AUTO_CONVERGE)
+          | libvirt.VIR_MIGRATE_AUTO_CONVERGE | libvirt.VIR_MIGRATE_PAUSED)
+"""PAUSED: the copy at the destination does not run before its pvcd resumes it under its own claim (it excludes post-copy)."""
 
 
 def status_of(state: int, reason: int) -> Status:
@@ -78,6 +81,16 @@ def translated(error: libvirt.libvirtError) -> HypervisorError | HypervisorUnkno
     return HypervisorError(text, permanent=code in _PERMANENT, hopeless=code in _HOPELESS)
 
 
+@dataclass(frozen=True)
+class Job:
+    """A migration call that waits for a worker."""
+
+    uuid: str
+    op: str
+    destination: str
+    allowed: Callable[[], bool]
+
+
 class LibvirtHypervisor:
     """`notify(uuid)` on each lifecycle event and at the end of a migration call; `notify(None)` after a reconnection: look at
     everything. It is called on libvirt's and the migration threads and must only enqueue.
@@ -92,7 +105,9 @@ class LibvirtHypervisor:
         self._calls: dict[str, Call] = {}
         self._endings: dict[str, Ending] = {}
         self._asking: set[str] = set()
-        self._jobs: queue.SimpleQueue[tuple[str, str, str] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._queued: set[str] = set()
+        """operations whose call waits for a worker"""
         self._workers = [threading.Thread(target=self._migrate, name=f"migration-{number}", daemon=True) for number in range(migration_workers)]
 
     def start(self, timeout_s: float) -> None:
@@ -157,11 +172,13 @@ class LibvirtHypervisor:
         state, reason = domain.state()
         status = status_of(state, reason)
         busy_ms = cls._busy_ms(domain)
-        job = _NO_JOB if busy_ms is not None else cls._job(domain)
-        active = job[0] in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED)
-        moved, size = (job[4], job[6]) if active else (0, 0)  # dataProcessed, memTotal
+        job = {} if busy_ms is not None else cls._job(domain)
+        active = job.get("type") in (libvirt.VIR_DOMAIN_JOB_BOUNDED, libvirt.VIR_DOMAIN_JOB_UNBOUNDED)
+        leaves = active and job.get("operation") == libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT  # not a backup, dump or snapshot of somebody
+        moved, size = (job.get("data_processed", 0), job.get("memory_total", 0)) if leaves else (0, 0)
         slow = busy_ms is not None and busy_ms >= HUNG_MS
-        return Local(status, active, None, "" if status is not Status.UNKNOWN else "no state", moved, size, bool(domain.isPersistent()), slow)
+        return Local(status, leaves, None, "" if status is not Status.UNKNOWN else "no state", moved, size, bool(domain.isPersistent()), slow,
+                     incoming=active and "operation" not in job, other_job=active and "operation" in job and not leaves, busy=busy_ms is not None)
 
     @staticmethod
     def _busy_ms(domain: Any) -> int | None:
@@ -175,15 +192,16 @@ class LibvirtHypervisor:
         return int(since_ms) if state == libvirt.VIR_DOMAIN_CONTROL_OCCUPIED else None
 
     @staticmethod
-    def _job(domain: Any) -> Any:
+    def _job(domain: Any) -> dict[str, Any]:
+        """The statistics of the active job, with its type and operation; without an operation: it is being received."""
         try:
-            return domain.jobInfo()
+            return dict(domain.jobStats())
         except libvirt.libvirtError as error:
             # A destination has the job, and only the source has its statistics; libvirt's test driver has no jobs.
-            kinds = {libvirt.VIR_ERR_OPERATION_UNSUPPORTED: libvirt.VIR_DOMAIN_JOB_UNBOUNDED, libvirt.VIR_ERR_NO_SUPPORT: libvirt.VIR_DOMAIN_JOB_NONE}
+            kinds = {libvirt.VIR_ERR_OPERATION_UNSUPPORTED: {"type": libvirt.VIR_DOMAIN_JOB_UNBOUNDED}, libvirt.VIR_ERR_NO_SUPPORT: {}}
             if error.get_error_code() not in kinds:
                 raise
-            return [kinds[error.get_error_code()]] + [0] * 6
+            return kinds[error.get_error_code()]
 
     def inventory(self) -> tuple[Guest, ...]:
         """See `local.Hypervisor`. One request, of states only: anything more (the balloon) would wait for a monitor that hangs, and NOWAIT
@@ -214,21 +232,6 @@ class LibvirtHypervisor:
                 self._endings[uuid] = Ending.GUEST if guest else Ending.UNKNOWN
             elif event == libvirt.VIR_DOMAIN_EVENT_STOPPED and detail in _ENDINGS:
                 self._endings[uuid] = _ENDINGS[detail]
-
-    def in_doubt(self) -> tuple[str, ...]:
-        """See `local.Hypervisor`."""
-        return tuple(guest.uuid for guest in self.inventory() if guest.status is Status.MIGRATING and self._do(guest.uuid, self._is_source))
-
-    @staticmethod
-    def _is_source(domain: Any) -> bool:
-        """Of a domain that is paused by a migration: a destination's half copy has a job without statistics."""
-        try:
-            domain.jobInfo()
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_OPERATION_UNSUPPORTED:
-                return False
-            raise
-        return not domain.isPersistent()
 
     def starts_by_itself(self, uuid: str) -> bool:
         """See `local.Hypervisor`. Asks no guest."""
@@ -289,14 +292,24 @@ class LibvirtHypervisor:
 
     # ------------------------------------------------------------------------------------------------------ migrations
 
-    def start_migration(self, uuid: str, op: str, destination: str) -> None:
+    def start_migration(self, uuid: str, op: str, destination: str, allowed: Callable[[], bool]) -> None:
         """See `local.Hypervisor`."""
         with self._lock:
             self._calls[uuid] = Call(op, CallState.ACTIVE)
-        self._jobs.put((uuid, op, destination))
+            self._queued.add(op)
+        self._jobs.put(Job(uuid, op, destination, allowed))
 
     def abort_migration(self, uuid: str) -> None:
         """See `local.Hypervisor`."""
+        with self._lock:
+            call = self._calls.get(uuid)
+            waits = call is not None and call.op in self._queued
+            if call is not None and waits:
+                self._queued.discard(call.op)
+                self._calls[uuid] = Call(call.op, CallState.FAILED, "it was withdrawn before its turn")
+        if waits:
+            self._notify(uuid)
+            return
         try:
             self._do(uuid, lambda domain: domain.abortJob())
         except HypervisorError:
@@ -310,23 +323,28 @@ class LibvirtHypervisor:
 
     def _migrate(self) -> None:
         while (job := self._jobs.get()) is not None:
-            uuid, op, destination = job
-            call = self._call(uuid, op, destination)
             with self._lock:
-                self._calls[uuid] = call
-            self._notify(uuid)
+                if job.op not in self._queued:
+                    continue  # it was withdrawn
+                self._queued.discard(job.op)
+            call = self._call(job)
+            with self._lock:
+                self._calls[job.uuid] = call
+            self._notify(job.uuid)
 
-    def _call(self, uuid: str, op: str, destination: str) -> Call:
+    def _call(self, job: Job) -> Call:
         """One live migration, peer to peer: it survives the death of this process. An error says nothing about who has the guest."""
         parameters = {libvirt.VIR_MIGRATE_PARAM_BANDWIDTH: self._bandwidth_mib} if self._bandwidth_mib else {}
         try:
             with self._connections.lend() as connection:
-                domain = self._domain(connection, uuid)
+                domain = self._domain(connection, job.uuid)
                 if domain is None:
-                    return Call(op, CallState.FAILED, "it is not here")
-                domain.migrateToURI3(PEER_URI.format(destination), parameters, self._flags)
+                    return Call(job.op, CallState.FAILED, "it is not here")
+                if not job.allowed():
+                    return Call(job.op, CallState.FAILED, "the order was taken back, or could not be confirmed, right before the call")
+                domain.migrateToURI3(PEER_URI.format(job.destination), parameters, self._flags)
         except libvirt.libvirtError as error:
-            return Call(op, CallState.FAILED, str(translated(error)))
+            return Call(job.op, CallState.FAILED, str(translated(error)))
         except (HypervisorError, HypervisorUnknown) as error:
-            return Call(op, CallState.FAILED, str(error))
-        return Call(op, CallState.SUCCEEDED)
+            return Call(job.op, CallState.FAILED, str(error))
+        return Call(job.op, CallState.SUCCEEDED)

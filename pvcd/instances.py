@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from .cluster import schema
 from .cluster.errors import Unreachable
 from .cluster.records import Claim
+from .cluster.schema import OpPhase
 from .cluster.store import Backend
 from .environment import Environment
 from .local import Guest, Status
@@ -84,10 +85,19 @@ class Instances:
         if any(uuid not in self.domains for uuid in present):
             self._env.nudge(DOMAINS)
 
-    def arriving(self) -> list[str]:
-        """VMs whose migration to this node is under way."""
-        return [uuid for uuid, vm in list(self.domains.items()) if isinstance(vm.claim.value, Claim) and vm.claim.value.op
-                and vm.claim.value.op.dest == self._env.node and vm.claim.value.op.phase.value in ("run", "query")]
+    def in_flight(self) -> list[str]:
+        """VMs that come here and are not resumed yet, or leave and are not handed over yet: they would be paused until pvcd is back."""
+        found = []
+        for uuid, vm in list(self.domains.items()):
+            claim = vm.claim.value
+            if isinstance(claim, Claim) and claim.op and claim.op.phase is not OpPhase.READY and self._env.node in (claim.node, claim.op.dest):
+                found.append(uuid)
+        return found
+
+    def stay(self, why: str) -> None:
+        """Abort what still leaves: it would be paused at its destination until pvcd is back here."""
+        for vm in list(self.domains.values()):
+            vm.stay(why)
 
     def remaining(self) -> list[str]:
         """VMs of PVC that the last inventory showed here, or that this node holds as last read."""

@@ -6,7 +6,7 @@
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -22,12 +22,17 @@ class Status(str, Enum):
     IO_ERROR = "io-error"
     MIGRATING = "migrating"
     """Paused by a migration: a source after the data phase, or a destination's half copy. Whose it is, the claim says."""
+    STUCK = "not resumed"
+    """libvirt paused it for a migration or a snapshot, and could not resume it afterwards (libvirt 9.2 and later say so)."""
     CRASHED = "crashed"
     """Known to libvirt, its QEMU gone or its guest crashed."""
 
 
-COPY = frozenset({Status.RUNNING, Status.PAUSED, Status.IO_ERROR})
-"""A whole guest that executes, or would if it were resumed."""
+COPY = frozenset({Status.RUNNING, Status.PAUSED, Status.IO_ERROR, Status.STUCK})
+"""A whole guest that executes, or would if it were resumed. A copy that has arrived by a migration is PAUSED until its node resumes it;
+that it has arrived and was not paused by somebody, only the claim's operation says."""
+HALTED = COPY - {Status.RUNNING}
+"""A guest that does not execute is not migrated: a copy that arrives paused and is migrated again without having run breaks its QEMU."""
 
 
 class Ending(str, Enum):
@@ -62,9 +67,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Local:
-    """One domain on this host. `job`: libvirt has a job active on it; `detail`: why unknown; `moved`: bytes that the job has moved, of a
-    guest of `size` bytes, 0 if that is not known; `slow`: its monitor does not answer, and calls that need it hang; `ending`: of an absent
-    domain, how its last QEMU here ended, as far as this process has heard."""
+    """One domain on this host. `job`: it is being migrated away; `detail`: why unknown; `moved`: bytes that this has moved, of a guest of `size`
+    bytes, 0 if that is not known; `incoming`: it is being received; `slow`: its monitor does not answer, and calls that need it hang; `ending`: of
+    an absent domain, how its last QEMU here ended, as far as this process has heard."""
 
     status: Status
     job: bool = False
@@ -76,6 +81,11 @@ class Local:
     """libvirt itself keeps its definition: PVC has not started it"""
     slow: bool = False
     ending: Ending = Ending.UNKNOWN
+    incoming: bool = False
+    other_job: bool = False
+    """libvirt does something else with it: a dump, a backup, a snapshot"""
+    busy: bool = False
+    """somebody waits for its monitor, so whether it is being migrated is not known"""
 
 
 @dataclass(frozen=True)
@@ -107,9 +117,6 @@ class Hypervisor(Protocol):
     def inventory(self) -> tuple[Guest, ...]:
         """Every active domain of this host, PVC's or not. Asks no guest's monitor: one that hangs does not hold it up."""
 
-    def in_doubt(self) -> tuple[str, ...]:
-        """UUIDs of the domains that are paused as the source of a migration. Domains that libvirt itself keeps are not PVC's."""
-
     def starts_by_itself(self, uuid: str) -> bool:
         """libvirt keeps this running domain and starts it at each boot (persistent, with autostart)."""
 
@@ -127,11 +134,13 @@ class Hypervisor(Protocol):
 
     def resume(self, uuid: str) -> None: ...
 
-    def start_migration(self, uuid: str, op: str, destination: str) -> None:
-        """Queue a live migration on a migration worker and return; `look(uuid).call` tells how it stands."""
+    def start_migration(self, uuid: str, op: str, destination: str, allowed: Callable[[], bool]) -> None:
+        """Queue a live migration on a migration worker and return; `look(uuid).call` tells how it stands. The worker asks `allowed`
+        right before it calls libvirt, on its own thread. The copy arrives paused.
+        """
 
     def abort_migration(self, uuid: str) -> None:
-        """Abort the active job; no job is no error."""
+        """Withdraw the call if it waits for its turn, and abort the active job; neither is no error."""
 
     def forget_call(self, uuid: str) -> None:
         """Drop the remembered result of the last call. Never raises."""

@@ -2,27 +2,36 @@
 # Copyright (C) 2026 The PVC developers
 """Decides, from a record, its claim, what libvirt shows and the cluster view, the one next step and its reason. Pure.
 
-`plan_domain` is a table: the first row that matches wins, one step per visit, and every step says which row it was. Rows 1-16
-are of a node that does not hold the claim, 17-27 of a holder with a migration operation (`handoff`), 28-41 of a holder without one,
-42 and 43 of a holder whose host is being shut down (`departure`), 44 of a domain that is libvirt's own and nobody ordered.
-(Recovery of what dead nodes held, rows 12, 14 and the janitor's half of 15, is planned for all VMs at once in
+`plan_domain` is a table: the first row that matches wins, one step per visit, and every step says which row it was. D1-D8 and S1-S8
+are the rows of a migration's destination and source (`handoff`), 7-16 of a node that does not hold the claim, 28-41 of a holder
+without an operation, 42 and 43 of a holder whose host is being shut down (`departure`), 44 of a domain that is libvirt's own and nobody
+ordered. (Recovery of what dead nodes held, row 12, J1 and the janitor's half of 15, is planned for all VMs at once in
 `pvcd.recovery_plan`.) Whatever is missing, unknown or malformed has no row: nothing is done.
+
+| row | claim | here | also | action |
+|---|---|---|---|---|
+| D5 | other, and no row D1-D4 | any but absent | | gate, destroy: a stray (running: CRITICAL) |
+| D5 | nobody's | half, crashed; or paused, and the claim was held before: it has arrived, too late | | gate, destroy |
+| 7 | nobody's | any other copy | the VM's keys are there | claim := me: adopted |
+| J1 | dead, run | absent | another D is up, for at most 30 s | wait: D2, or D's own recovery, comes first |
+| 15 | dead | absent | it belongs here, and this node is ready | recovered |
+| S8 | mine, no operation | a migration job | | abort: a late call that no operation allows |
+| 41 | mine, no operation | paused by a migration, no job | | gate, resume (a half copy: D6, destroy) |
+| 35 | mine, no operation | STUCK | the word is start | left, and told: its memory may be older than its disks |
 """
 from __future__ import annotations
 
 from dataclasses import replace
 from enum import Enum
 
-from .cluster import avoid, claims
+from .cluster import avoid, claims, schema
 from .cluster.placement import WANTED
-from .cluster.records import Change, Claim, View
+from .cluster.records import PATIENCE_S, Change, Check, Claim, View
 from .cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
-from .handoff import PATIENCE_S, plan_handoff
-from .local import Status
+from .handoff import RESTART_S, halted, plan_arrival, plan_handoff
+from .local import HALTED, Status
 from .situation import Level, Situation, Step, Verb
 
-RESTART_S = 10.0
-"""A daemon that is restarted is back after this long; an order to its node stands meanwhile."""
 FLUSH_PATIENCE_S = 10.0
 """A flush sends a VM that waits for its start elsewhere; one that fits nowhere else is started here after this long."""
 RESUME_EVERY_S = 30.0
@@ -57,25 +66,13 @@ def plan_domain(s: Situation) -> Step:
 # ------------------------------------------------------------------------------------------------ somebody else's claim
 
 def _not_mine(s: Situation, claim: Claim) -> Step:
-    uuid, status, op = s.record.uuid, s.local.status, claim.op
-    dest = op if op is not None and op.dest == s.me.node else None
-    agreed = dest is not None and dest.dinc == s.me.inc  # else an earlier life of this node agreed, and nothing of that one is left here
-    if dest is not None and dest.phase in (OpPhase.RUN, OpPhase.QUERY):
-        if s.copy:
-            return Step(1, f"arrived from {claim.node}", changes=claims.take(s.me, uuid, s.claim))
-        if status is Status.MIGRATING and dest.phase is OpPhase.RUN and agreed:
-            return Step(2, f"arriving from {claim.node}", level=Level.QUIET, again_s=1.0)
-        if status is Status.MIGRATING and dest.phase is OpPhase.QUERY:
-            return Step(3, f"{claim.node} asks for it and it has not arrived: the half copy goes", Verb.DESTROY,
-                        s.claim_gate, Level.WARNING)
-        if status is Status.ABSENT and dest.phase is OpPhase.QUERY:
-            return Step(4, f"{claim.node} asks for it: it is not here", changes=claims.answer_none(s.me, uuid, s.claim))
-    if dest is not None and agreed and dest.phase is OpPhase.READY and status is Status.ABSENT \
-            and not (s.state is VMState.MIGRATE and s.homed_here):
-        return Step(5, "the order to come here was withdrawn", changes=claims.withdraw(s.me, uuid, s.claim))
-    if status is not Status.ABSENT:
-        level = Level.CRITICAL if status is Status.RUNNING else Level.WARNING
-        return Step(6, f"a copy is here ({status.value}) and {claim.node} holds the claim: it goes", Verb.DESTROY,
+    op = claim.op
+    step = plan_arrival(s, claim, op) if op is not None and op.dest == s.me.node else None
+    if step is not None:
+        return step
+    if s.local.status is not Status.ABSENT:
+        level = Level.CRITICAL if s.local.status is Status.RUNNING else Level.WARNING
+        return Step("D5", f"a copy is here ({s.local.status.value}) and {claim.node} holds the claim: it is destroyed", Verb.DESTROY,
                     s.claim_gate, level)
     return _ordered_here(s, claim)
 
@@ -84,15 +81,31 @@ def _ordered_here(s: Situation, claim: Claim) -> Step:
     """Nothing of it is here: is it to come here, live or from a dead holder?"""
     dead = s.view.is_dead(claim.node, claim.inc)
     if s.state is VMState.MIGRATE and s.homed_here and claim.op is None and not dead:
-        if s.unfit is not None:
-            return Step(13, f"cannot come here: {s.unfit}; stays on {claim.node}",
-                        changes=claims.refuse(s.me, s.record, s.claim), level=Level.WARNING)
-        return Step(13, f"ready to receive it from {claim.node}", changes=claims.offer(s.me, s.record, s.claim, s.op_id))
-    if dead and s.homed_here and s.state is not None and s.view.is_ready(s.me.node) and (claim.op is None or s.view.has_no_copy(claim.op)):
+        return _asked_to_receive(s, claim)
+    op = claim.op
+    knows = op is not None and op.v == 1 and op.phase is OpPhase.RUN and op.dest == s.me.node  # only D can say that it has nothing
+    if dead and s.state is not None and (knows or (s.homed_here and s.view.is_ready(s.me.node))):
+        why = s.view.may_be_at(op, s.timers.holder_dead_s or 0.0) if op is not None and op.dest != s.me.node else None
+        if why is not None:
+            return Step("J1", why, level=Level.QUIET, again_s=1.0)
         words = claims.order(s.record, recovered_word(s.state))
-        changes = claims.recover(s.me, s.record, s.claim, claims.proofs(s.view, claim), words)
+        changes = claims.recover(s.me, s.record, s.claim, claims.proof(claim.node, s.view.fences[claim.node]), words)
         return Step(15, f"{claim.node} is proved dead, and the VM belongs here: recovered", changes=changes)
     return Step(16, f"{claim.node} holds it", level=Level.QUIET)
+
+
+def _asked_to_receive(s: Situation, claim: Claim) -> Step:
+    """Row 13. Only daemons of protocol 2 migrate live: the one of 1 would let the guest run before the claim has moved."""
+    source = s.view.nodes.get(claim.node)
+    spoken = source.protocol if source is not None else None
+    if source is None or not isinstance(spoken, int) or spoken < 1:
+        return Step(13, f"waits for {claim.node} to have finished its start", level=Level.QUIET, again_s=1.0)
+    old = spoken < schema.PROTOCOL_VERSION
+    why = f"{claim.node} runs an older pvcd, which does not migrate to this one (upgrade pvcd on {claim.node})" if old else s.unfit
+    if why is not None:
+        return Step(13, f"cannot come here: {why}; stays on {claim.node}", changes=claims.refuse(s.me, s.record, s.claim), level=Level.WARNING)
+    speaks = (Check(schema.node_key(claim.node, "protocol"), source.version("protocol")),)
+    return Step(13, f"ready to receive it from {claim.node}", changes=claims.offer(s.me, s.record, s.claim, s.op_id, speaks))
 
 
 def recovered_word(state: VMState) -> VMState | None:
@@ -112,10 +125,14 @@ def _unclaimed(s: Situation) -> Step:
         # A word that is missing is no order either: the keys of a VM may come one by one, and adopted now it would obey `stop` then.
         return Step(44, f"runs here outside PVC ({status.value}, libvirt's own domain) and its state is {_shown(s.record.state)}: left alone",
                     level=Level.WARNING)
-    if s.copy:
+    # PVC frees a claim only where nothing of the VM is left, so a paused copy without one has arrived by a migration that is over, and its
+    # memory may be older than the disks. (libvirt's own memory of the arrival ends with a restart of libvirtd.) Under a claim that was never
+    # written there was no migration: somebody has paused it, before PVC had claims.
+    stray = status is Status.PAUSED and s.claim.version > 0
+    if s.copy and not stray:
         return Step(7, f"it is here ({status.value}) and nobody holds it: adopted", changes=claims.adopt(s.me, uuid, s.claim))
     if status is not Status.ABSENT:
-        return Step(8, f"a leftover is here ({status.value}): it goes", Verb.DESTROY, s.gate, Level.WARNING)
+        return Step("D5", f"a leftover is here ({status.value}) and nobody holds the claim: it is destroyed", Verb.DESTROY, s.gate, Level.WARNING)
     if not s.homed_here:
         return Step(16, "belongs elsewhere", level=Level.QUIET)
     if s.state is VMState.START:
@@ -156,10 +173,14 @@ def _speaks(view: View, name: str) -> bool:
 
 def _held_present(s: Situation) -> Step:
     status = s.local.status
+    if s.local.job:
+        return Step("S8", "a migration is under way that no operation allows: it is aborted", Verb.ABORT, level=Level.WARNING, again_s=1.0)
     if status is Status.CRASHED:
         return _crashed(s)
     if status is Status.MIGRATING:
-        return Step(41, "paused by a migration that is over: it goes on", Verb.RESUME, s.gate, Level.WARNING)
+        if s.local.incoming:
+            return Step("D6", "half of a copy is here, and no operation asks for it: it is destroyed", Verb.DESTROY, s.claim_gate, Level.WARNING)
+        return Step(41, "paused by a migration that is over: it is resumed", Verb.RESUME, s.gate, Level.WARNING)
     if s.state in (VMState.STOP, VMState.DELETE):
         return Step(33, f"{s.state.value}: its power goes off", Verb.DESTROY, s.gate)
     if s.closing:
@@ -180,12 +201,15 @@ def _held_present(s: Situation) -> Step:
         return _io_error(s)
     if status is Status.PAUSED:
         return Step(34, "paused by somebody: left as it is", level=Level.WARNING)
+    if status is Status.STUCK:
+        return Step(35, f"{halted(status)}: its memory may be older than its disks, so it is not resumed. If nothing else has written to them: "
+                    "virsh resume; else: pvc vm restart", level=Level.CRITICAL)
     return Step(28, "runs", level=Level.QUIET)
 
 
 def _crashed(s: Situation) -> Step:
     """What libvirt was told to do with a crashed guest (`on_crash`) comes first: a dump is waited for, and what is to be preserved stays."""
-    if s.local.job and (s.timers.crashed_s or 0.0) < DUMP_S:
+    if s.local.other_job and (s.timers.crashed_s or 0.0) < DUMP_S:
         return Step(36, "crashed, and libvirt is busy with it (a dump): waits for its end", level=Level.WARNING, again_s=5.0)
     if s.preserved and s.state is VMState.START and s.homed_here:
         return Step(36, "crashed, and its definition says on_crash=preserve: left as it is, does not run. "
@@ -211,6 +235,9 @@ def _returned(s: Situation) -> str | None:
 
 
 def _leaving(s: Situation) -> Step:
+    if s.local.status in HALTED:
+        return Step(31, f"{halted(s.local.status)}: a guest that does not run is not migrated; it stays here",
+                    changes=(*s.claim_gate, *claims.rolled_back(s.me, s.record)), level=Level.WARNING)
     if s.state is VMState.START:
         return Step(30, f"belongs to {s.home} now: it goes there live", changes=_words(s, VMState.MIGRATE))
     why = None

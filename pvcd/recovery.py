@@ -25,6 +25,7 @@ class Recoverer:
         self._store, self._node, self._say, self._utc = store, node, say, utc
         self._due: float | None = None
         self._told: dict[str, str] = {}
+        self._dead_since: dict[str, float] = {}
 
     def soon(self) -> None:
         """A proof has just been written: look at the next visit."""
@@ -38,13 +39,15 @@ class Recoverer:
         view = self._store.view()
         claimed, domains = self._store.claims(), self._store.domains()
         affected = [uuid for uuid in set(claimed) | set(domains) if _affected(view, domains.get(uuid), claimed.get(uuid))]
+        self._dead_since = {uuid: self._dead_since.get(uuid, now) for uuid in affected}
         if not affected:
             self._told = {}
             return
         wanted = [uuid for uuid, found in domains.items() if uuid in affected or not _settled(found, claimed.get(uuid))]
         sizes, broken = self._definitions(wanted)
+        dead_s = {uuid: now - since for uuid, since in self._dead_since.items()}
         avoided = {uuid: found.nodes for uuid, found in self._store.avoided(affected).items()}
-        for step in plan_recovery(actor, view, domains, claimed, sizes, broken, avoided):
+        for step in plan_recovery(actor, view, domains, claimed, sizes, broken, dead_s, avoided):
             self._apply(step)
         self._due = now + 1.0
 

@@ -2,8 +2,9 @@
 # Copyright (C) 2026 The PVC developers
 """Plans what becomes of the VMs of dead nodes, all at once, with memory counted down. Pure; the janitor applies it.
 
-Recovery follows claims and `hypervisor`, never a list of what was seen running. Every transaction checks the fences that prove
-the death; nothing is freed while a destination that lives may have the guest.
+Recovery follows claims and `hypervisor`, never a list of what was seen running. Every transaction checks the fence that proves
+the death of the holder. Whatever has arrived at the destination of a migration does not run before that holds the claim, so its fence
+is not asked for; row J1: a destination that is up gets 30 s to take the claim of a whole copy, for the sake of that life.
 """
 from __future__ import annotations
 
@@ -33,10 +34,10 @@ class Recovery:
 
 
 def plan_recovery(me: Actor, view: View, domains: Mapping[str, DomainRecord], claimed: Mapping[str, ClaimRecord],
-                  sizes: Mapping[str, int | None], broken: Mapping[str, str],
+                  sizes: Mapping[str, int | None], broken: Mapping[str, str], dead_s: Mapping[str, float],
                   avoided: Mapping[str, Collection[str]] = MappingProxyType({})) -> list[Recovery]:
-    """The next step for every VM of a dead node. `sizes`: MiB of each VM; `broken`: why its definition cannot be used; `avoided`: the nodes on
-    which it could not be started, taken only if there is no other.
+    """The next step for every VM of a dead node. `sizes`: MiB of each VM; `broken`: why its definition cannot be used; `dead_s`: for how
+    long its holder has been known dead; `avoided`: the nodes on which it could not be started, taken only if there is no other.
     """
     planning = Planning(view, promised(domains, claimed, sizes))
     found = []
@@ -44,7 +45,7 @@ def plan_recovery(me: Actor, view: View, domains: Mapping[str, DomainRecord], cl
         record, claim = domains.get(uuid, DomainRecord(uuid)), claimed.get(uuid, ClaimRecord(None, -1))
         if claim.exists:
             need = _Need(planning, sizes.get(uuid) or 0, frozenset(avoided.get(uuid, ())), broken.get(uuid, ""))
-            step = _step(me, view, record, claim, need)
+            step = _step(me, view, record, claim, need, dead_s.get(uuid, 0.0))
             found += [step] if step else []
     return found
 
@@ -63,7 +64,7 @@ class _Need:
         return found if found.target is not None or not self.avoided else self.planning.choose(self.memory_mib, {dead})
 
 
-def _step(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, need: _Need) -> Recovery | None:
+def _step(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, need: _Need, dead_s: float) -> Recovery | None:
     held = claim.value
     if held is None:
         home = record.hypervisor
@@ -74,13 +75,13 @@ def _step(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, need:
         return _recover(me, view, record, claim, need, home, claims.proof(home, view.fences[home]))
     if not isinstance(held, Claim) or not view.is_dead(held.node, held.inc):
         return None
-    op = held.op
-    if op is not None and not view.has_no_copy(op):
-        if op.phase is OpPhase.QUERY:
-            return Recovery(record.uuid, held.node, (), f"waits for {op.dest} to say whether it has it", waits=True)
-        changes = claims.ask(me, record.uuid, claim, claims.proof(held.node, view.fences[held.node]))
-        return Recovery(record.uuid, held.node, changes, f"it was on its way to {op.dest}: has {op.dest} got it?")
-    return _recover(me, view, record, claim, need, held.node, claims.proofs(view, held))
+    op, proved = held.op, claims.proof(held.node, view.fences[held.node])
+    why = view.may_be_at(op, dead_s)
+    if why is not None:
+        return Recovery(record.uuid, held.node, (), f"it was on its way, and {why}", waits=True)
+    if op is not None and op.v == 1 and op.phase is OpPhase.RUN and op.dest != held.node:
+        proved += claims.proof(op.dest, view.fences[op.dest])
+    return _recover(me, view, record, claim, need, held.node, proved)
 
 
 def _recover(me: Actor, view: View, record: DomainRecord, claim: ClaimRecord, need: _Need, dead: str, proved: tuple[Change, ...]) -> Recovery | None:

@@ -17,7 +17,7 @@ from .cluster import fences, schema
 from .cluster.records import ANY, Change, Check, Claim, ClaimRecord, Create, Delete, Fence, FenceRecord, Value, Write
 from .cluster.schema import DaemonState, DomainState, FencePhase
 from .cluster.store import Store
-from .local import Hypervisor
+from .local import Guest, Hypervisor, Status
 from .machine import Host, Refused, WrongIdentity, refuse_strangers
 
 LATE_POWER_OFF_S = 30.0
@@ -172,7 +172,7 @@ class Registration:
         """
         claims = self._store.claims()
         old = [(guest, claims[guest.uuid]) for guest in self._hypervisor.inventory()
-               if guest.uuid in claims and self._is_older(claims[guest.uuid].value, inc)]
+               if guest.uuid in claims and self._is_older(claims[guest.uuid].value, inc) and not self._arrives(claims[guest.uuid].value, guest)]
         by_itself = [guest for guest, _ in old if self._hypervisor.starts_by_itself(guest.uuid)]
         for guest, claim in old:
             named = f"{guest.name} runs here under a claim of an earlier boot of this node ({_inc(claim)})"
@@ -187,14 +187,23 @@ class Registration:
     def _is_older(self, claim: object, inc: str) -> bool:
         return isinstance(claim, Claim) and claim.node == self._node and claim.inc != inc
 
+    def _arrives(self, claim: object, guest: Guest) -> bool:
+        """It came by a migration to this node, and has not been resumed: the call came late, into a boot that did not agree. The source may
+        even have handed the claim to the boot before this one.
+        """
+        op = claim.op if isinstance(claim, Claim) else None
+        return op is not None and op.v == 2 and op.dest == self._node and guest.status in (Status.PAUSED, Status.MIGRATING)
+
     def _destroy_strays(self, fence: FenceRecord) -> None:
-        """A guest that another node holds and that is here already was migrated to the boot before this one: the call came late, and nobody
-        here has agreed. It goes before the fence moves, because from then on its source may take that life's death for a proof.
+        """A guest that another node holds and that is here already was migrated to the boot before this one, or started by hand. It may
+        run, so it is destroyed before this node comes up; but not what has arrived paused for this node, and runs only once its claim is here.
         """
         claims = self._store.claims()
         for guest in self._hypervisor.inventory():
             claim = claims.get(guest.uuid)
-            if claim is not None and isinstance(claim.value, Claim) and claim.value.node != self._node:
+            if claim is None or not isinstance(claim.value, Claim) or claim.value.node == self._node:
+                continue
+            if not self._arrives(claim.value, guest):
                 self._destroy(guest.uuid, claim, fence)
 
     def _destroy_all(self, fence: FenceRecord) -> None:

@@ -45,12 +45,14 @@ class Level(str, Enum):
 class Step:
     """What a plan returns. `again_s`: look again after so long even if nothing is heard."""
 
-    row: int
+    row: int | str
     reason: str
     verb: Verb = Verb.NOTHING
     changes: tuple[Change, ...] = ()
     level: Level = Level.INFO
     again_s: float | None = None
+    retry_s: float = 5.0
+    """after how long an effect that was refused is tried again"""
     failed: str | None = None
     """Set when the step writes `failed`: the reason to keep."""
 
@@ -61,12 +63,14 @@ class Timers:
 
     tick_s: float = 5.0
     shutdown_timeout_s: float = 30.0
-    migrating_s: float | None = None
-    """paused by a migration"""
     ordered_s: float | None = None
     """the present order to go elsewhere stands and no operation follows"""
     stalled_s: float | None = None
     """the migration call has moved no byte"""
+    dest_down_s: float | None = None
+    """the destination of the operation under this node's claim is not up, or its daemon not in `run`"""
+    holder_dead_s: float | None = None
+    """another node holds the claim, and is proved dead"""
     unclaimed_s: float | None = None
     """it is wanted here and nobody holds it"""
     shutdown_s: float | None = None

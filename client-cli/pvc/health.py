@@ -147,7 +147,7 @@ def _stopped(facts: Facts, node: NodeRecord) -> Problem:
 
 def _vm(facts: Facts, record: DomainRecord) -> Iterable[Problem]:
     name, holder = facts.name(record.uuid), facts.holder(record.uuid)
-    reason = facts.reasons.get(record.uuid, "")
+    reason, op = facts.reasons.get(record.uuid, ""), _handed_over(facts.claims.get(record.uuid))
     if not isinstance(record.state, VMState) or not isinstance(record.hypervisor, str) or not isinstance(record.name, str):
         yield Problem(Level.WARNING, "bad-vm", name, f"its keys cannot be understood, nothing is done with it: state {record.state}, "
                       f"hypervisor {record.hypervisor}", f"pvc vm info {record.uuid}")
@@ -164,9 +164,12 @@ def _vm(facts: Facts, record: DomainRecord) -> Iterable[Problem]:
     elif record.state in WANTED and holder is None and record.hypervisor:
         yield Problem(Level.CRITICAL, "not-running", name, f"is to run, and nobody has it yet (home {record.hypervisor})"
                       + (f": {reason}" if reason else ""), f"pvc vm info {name}; pvc history {name}")
-    elif (op := _doubtful(facts.claims.get(record.uuid))) is not None:
-        yield Problem(Level.WARNING, "in-doubt", name, f"a migration from {holder} to {op.dest} ended without a word, and {op.dest} is asked who has it",
-                      f"If it stays so: bring {op.dest} back; it answers when its pvcd runs.")
+    elif holder is not None and op is not None and not facts.view.is_running(holder):
+        yield Problem(Level.WARNING, "migration-waits", name, f"its migration to {op.dest} is under way, and pvcd does not run on {holder}: "
+                      "its guest may be paused until it does", f"On {holder}: systemctl start pvcd. If {holder} is off: pvc node info {holder}")
+    elif op is not None and op.phase is OpPhase.GIVEN and reason.startswith("resume: "):
+        yield Problem(Level.CRITICAL, "not-resumed", name, f"it has arrived on {holder} and is paused there: {reason}; tried again each 2 s",
+                      "Look who else has its disks open; nothing of it runs elsewhere under PVC.")
     elif facts.sizes.get(record.uuid) is None:
         yield Problem(Level.WARNING, "bad-definition", name, "its definition cannot be read: it cannot be started again", f"pvc vm dump {record.uuid}")
 
@@ -207,9 +210,10 @@ def _absent(facts: Facts, record: DomainRecord, holder: str) -> bool:
     return record.state is VMState.START and record.hypervisor == holder and isinstance(shown, tuple) and record.uuid not in shown
 
 
-def _doubtful(claim: ClaimRecord | None) -> Operation | None:
+def _handed_over(claim: ClaimRecord | None) -> Operation | None:
+    """The migration that has begun, and in which the guest is paused for a moment."""
     held = claim.value if claim is not None and isinstance(claim.value, Claim) else None
-    return held.op if held is not None and held.op is not None and held.op.phase is OpPhase.QUERY else None
+    return held.op if held is not None and held.op is not None and held.op.phase is not OpPhase.READY else None
 
 
 def _names(facts: Facts) -> Iterable[Problem]:

@@ -91,6 +91,8 @@ def for_start(cluster: Cluster, uuid: str, target: str | None = None) -> Look:
 def _doing(state: object, held: Claim | None) -> str:
     if held is None:
         return "waits for its node"
+    if held.op is not None and held.op.phase is OpPhase.GIVEN:
+        return f"has arrived on {held.node}"
     if held.op is not None:
         return f"migrating from {held.node} to {held.op.dest} ({held.op.phase.value})"
     return f"{getattr(state, 'value', state)} on {held.node}"

@@ -5,13 +5,30 @@
 A claim is the right to run a VM. It passes on by its holder's own transaction, or after proof that the holder is dead, and
 claim and migration operation share one key, so that one version arbitrates everything. Every transaction of an acting
 node checks its own fence (`mine`): as soon as anybody has moved `/fences/<me>`, none of them commits.
+
+| from | to | by | checks, beside `mine` and the claim's version |
+|---|---|---|---|
+| '' | {n} | n acquires | state start, hypervisor n |
+| '' | {n} | n adopts: it is here, whatever the record says | |
+| {S} | ready(D) | D offers | state migrate, hypervisor D, S's protocol 2 |
+| ready | null | D or S; S may take the order back with it | (state, hypervisor where it does) |
+| ready | run | S, and then it calls libvirt | state, hypervisor |
+| run | {D in its present life}, given | S: its copy is gone | /fences/D as read, `up` |
+| run | {D}, given | D: the whole copy is there, S is proved dead | /fences/S |
+| run | null, the order taken back | S: the guest is there, or gone and D cannot have it | state, hypervisor |
+| given | null | D: it has been resumed, or nothing of it is there | |
+| {n}, no operation | '' | n: nothing is there, not wanted there | (state when it is written) |
+| a dead holder's, any operation | '' | its home, or the janitor | /fences/holder, state, hypervisor; never /fences/D |
+
+/fences/D is never asked for, because a copy at D does not run before D holds the claim. (An operation of protocol 1 is the exception, until
+no daemon of it is left: there D runs what has arrived, and takes the claim; a dead holder's is freed only by D or with D off.)
 """
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from . import schema
-from .records import FREE, Change, Check, Claim, ClaimRecord, Create, DomainRecord, FenceRecord, Operation, View, Write
+from .records import FREE, Change, Check, Claim, ClaimRecord, Create, DomainRecord, FenceRecord, Operation, Write
 from .schema import OpPhase, VMState
 
 
@@ -83,10 +100,10 @@ def adopt(me: Actor, uuid: str, claim: ClaimRecord) -> tuple[Change, ...]:
     return (me.mine, _set(uuid, claim, Claim(me.node, me.inc)))
 
 
-def offer(me: Actor, record: DomainRecord, claim: ClaimRecord, op_id: str) -> tuple[Change, ...]:
-    """{S} → ready(me): this node has looked and can take the VM."""
+def offer(me: Actor, record: DomainRecord, claim: ClaimRecord, op_id: str, speaks: tuple[Change, ...]) -> tuple[Change, ...]:
+    """{S} → ready(me): this node has looked and can take the VM. `speaks` checks the protocol that S was seen to speak."""
     op = Operation(op_id, OpPhase.READY, me.node, me.inc)
-    return (me.mine, *as_read(record), _set(record.uuid, claim, replace(_held(claim), op=op)))
+    return (me.mine, *speaks, *as_read(record), _set(record.uuid, claim, replace(_held(claim), op=op)))
 
 
 def withdraw(me: Actor, uuid: str, claim: ClaimRecord) -> tuple[Change, ...]:
@@ -99,37 +116,33 @@ def begin(me: Actor, record: DomainRecord, claim: ClaimRecord) -> tuple[Change, 
     return (me.mine, *as_read(record), _set(record.uuid, claim, _phase(claim, OpPhase.RUN)))
 
 
-def arriving(me: Actor, uuid: str, claim: ClaimRecord, alive: tuple[Change, ...]) -> tuple[Change, ...]:
-    """run, query → the same with `there`, by the source; `alive` checks that the destination still lives as it did when it said ready."""
-    held = _held(claim)
-    assert held.op is not None
-    return (me.mine, *alive, _set(uuid, claim, replace(held, op=replace(held.op, there=True))))
+def hand_over(me: Actor, uuid: str, claim: ClaimRecord, dest_inc: str, alive: tuple[Change, ...]) -> tuple[Change, ...]:
+    """run → {dest in its present life, given}: the source's own copy is gone. `alive` checks the destination's fence as it was read, `up`."""
+    given = _phase(claim, OpPhase.GIVEN)
+    assert given.op is not None
+    op = replace(given.op, v=2)
+    return (me.mine, *alive, _set(uuid, claim, Claim(op.dest, dest_inc, op)))
 
 
-def take(me: Actor, uuid: str, claim: ClaimRecord) -> tuple[Change, ...]:
-    """run, query → {me}: the destination runs the guest, in whichever of its lives it was asked."""
+def inherit(me: Actor, uuid: str, claim: ClaimRecord, proved: tuple[Change, ...]) -> tuple[Change, ...]:
+    """run → {me, given}, by the destination: the whole copy is here, and the source, whose fence `proved` checks, is dead."""
+    op = _phase(claim, OpPhase.GIVEN).op
+    assert op is not None
+    return (me.mine, *proved, _set(uuid, claim, Claim(me.node, me.inc, replace(op, v=2))))
+
+
+def take_running(me: Actor, uuid: str, claim: ClaimRecord) -> tuple[Change, ...]:
+    """run of protocol 1 → {me}: the destination runs the guest."""
     return (me.mine, _set(uuid, claim, Claim(me.node, me.inc)))
 
 
-def hand_over(me: Actor, uuid: str, claim: ClaimRecord, alive: tuple[Change, ...]) -> tuple[Change, ...]:
-    """run → {dest}: the source's call succeeded; `alive` checks that the destination lives as it did when it said ready."""
-    op = _held(claim).op
-    assert op is not None
-    return (me.mine, *alive, _set(uuid, claim, Claim(op.dest, op.dinc)))
-
-
-def ask(me: Actor, uuid: str, claim: ClaimRecord, proof: tuple[Change, ...] = ()) -> tuple[Change, ...]:
-    """run → query: who has the guest? By the source, or by the janitor with the proof of the source's death."""
-    return (me.mine, *proof, _set(uuid, claim, _phase(claim, OpPhase.QUERY)))
-
-
-def answer_none(me: Actor, uuid: str, claim: ClaimRecord, proof: tuple[Change, ...] = ()) -> tuple[Change, ...]:
-    """query → none: the destination has nothing; or it is proved dead, and the source says so."""
-    return (me.mine, *proof, _set(uuid, claim, _phase(claim, OpPhase.NONE)))
+def landed(me: Actor, uuid: str, claim: ClaimRecord) -> tuple[Change, ...]:
+    """given → null: it has been resumed, or nothing of it is here."""
+    return (me.mine, _set(uuid, claim, replace(_held(claim), op=None)))
 
 
 def close(me: Actor, record: DomainRecord, claim: ClaimRecord) -> tuple[Change, ...]:
-    """run, query, none → null: the guest is here. Takes the order back, or the same migration is tried for ever."""
+    """ready, run → null: the guest stays with the source. Takes the order back, or the same migration is tried for ever."""
     held = _held(claim)
     assert held.op is not None
     changes = (me.mine, _set(record.uuid, claim, replace(held, op=None)))
@@ -161,14 +174,6 @@ def send_on(me: Actor, record: DomainRecord, claim: ClaimRecord, target: str, no
     """{me} → '': it could not be started here, and `target` is to try. `note` keeps that in the same transaction (`avoid.noted`)."""
     last = "" if record.lasthypervisor == target else None
     return (me.mine, *order(record, hypervisor=target, lasthypervisor=last), note, _set(record.uuid, claim, None))
-
-
-def proofs(view: View, claim: Claim) -> tuple[Change, ...]:
-    """Checks of the fences that prove the holder (and the destination, once the guest may be there) dead."""
-    names = [claim.node]
-    if claim.op and claim.op.phase in (OpPhase.RUN, OpPhase.QUERY):
-        names.append(claim.op.dest)
-    return tuple(Check(schema.fence(name), view.fences[name].version) for name in dict.fromkeys(names))
 
 
 def proof(name: str, fence: FenceRecord) -> tuple[Change, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from . import claims, schema
 from .claims import Actor
@@ -57,10 +58,12 @@ class Cluster:
         return self.claims.get(uuid, ClaimRecord(None, -1))
 
 
-def plan_flush(me: Actor, cluster: Cluster, paused: Collection[str] = (), at_once: int = AT_ONCE) -> NodePlan:
+def plan_flush(me: Actor, cluster: Cluster, paused: Collection[str] = (), at_once: int = AT_ONCE,
+               halted: Mapping[str, str] = MappingProxyType({})) -> NodePlan:
     """What a node in `flush` does next, with at most `at_once` migrations under way.
 
-    `paused`: VMs that were refused elsewhere a moment ago and wait before another try.
+    `paused`: VMs that were refused elsewhere a moment ago and wait before another try. `halted`: VMs here whose guest does not
+    execute, and why: they cannot be migrated, and are not ordered to.
     """
     planning = Planning(cluster.view, promised(cluster.domains, cluster.claims, cluster.sizes))
     orders: list[Order] = []
@@ -75,6 +78,8 @@ def plan_flush(me: Actor, cluster: Cluster, paused: Collection[str] = (), at_onc
             under_way.append(uuid)
         elif record.state not in WANTED:
             blocked.append((uuid, f"is here with state {_shown(record)}: nothing says what is wanted"))
+        elif held and uuid in halted:
+            blocked.append((uuid, f"{halted[uuid]}, and a guest that does not run is not migrated: resume it, or stop it"))
         elif uuid in paused:
             blocked.append((uuid, "was refused elsewhere; tried again soon"))
         elif held and len(under_way) >= at_once:

@@ -79,15 +79,15 @@ MISSING = Value()
 class Operation:
     """A migration in flight, inside the claim of the VM that it moves.
 
-    `there`: the destination's QEMU was seen while the destination lived as `dinc`. Without that, the call may have reached (or may still
-    reach) a later boot of the same machine, and the death of `dinc` proves nothing about a copy there.
+    `v` 2: the copy arrives paused, and runs only under the destination's claim. 1: of a daemon before that, where it runs as soon as
+    it has arrived; its phases `query` and `none` are read as `run`.
     """
 
     id: str
     phase: OpPhase
     dest: str
     dinc: str
-    there: bool = False
+    v: int = 2
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Claim:
     op: Operation | None = None
 
     def encode(self) -> bytes:
-        op = self.op and {"id": self.op.id, "phase": self.op.phase.value, "dest": self.op.dest, "dinc": self.op.dinc, "there": self.op.there}
+        op = self.op and {"id": self.op.id, "phase": self.op.phase.value, "dest": self.op.dest, "dinc": self.op.dinc, "v": self.op.v}
         return _dump({"v": 1, "node": self.node, "inc": self.inc, "op": op})
 
 
@@ -271,6 +271,10 @@ NODE_FIELDS = ("daemonstate", "domainstate", "keepalive", "memfree", "memused", 
 """The keys below `/nodes/<name>` that a NodeRecord is made of (IPMI keys are read only by who needs them)."""
 
 
+PATIENCE_S = 30.0
+"""A migration order that no operation follows, a call that makes no progress, or a destination that is not up, is given up after this long."""
+
+
 @dataclass(frozen=True)
 class View:
     """The nodes and their fences, as last seen: what every decision about placement and death is taken on."""
@@ -289,13 +293,24 @@ class View:
         fence = self.fence(name)
         return fence is not None and (fence.inc != inc or fence.phase is FencePhase.FENCED)
 
-    def has_no_copy(self, op: Operation) -> bool:
-        """Proved: the destination of `op` has no copy of the guest, in this life or a later one."""
-        if op.phase in (OpPhase.READY, OpPhase.NONE):
-            return True
-        fence = self.fence(op.dest)
-        removed = fence is not None and fence.phase is FencePhase.REMOVED
-        return removed or (op.there and self.is_dead(op.dest, op.dinc))
+    def is_off(self, name: str) -> bool:
+        """Proved: the life of `name` that counts now is over, so nothing runs there in any life."""
+        fence = self.fence(name)
+        return fence is not None and fence.phase in (FencePhase.FENCED, FencePhase.REMOVED)
+
+    def may_be_at(self, op: Operation | None, dead_s: float) -> str | None:
+        """Row J1: why the VM of a holder that is proved dead, for `dead_s` now, is not recovered yet by others than the destination of `op`;
+        None: it may be.
+
+        The destination's copy does not run before it holds the claim. So this is patience, for the sake of that life, and not a proof. But for
+        an operation of protocol 1: there it may run, and only the destination itself (once it is upgraded), or its end, tells.
+        """
+        if op is None or op.phase is not OpPhase.RUN:
+            return None
+        if op.v == 1:
+            return None if self.is_off(op.dest) else f"{op.dest} may run it: waits for the pvcd of protocol {schema.PROTOCOL_VERSION} there, or its end"
+        waits = self.is_up(op.dest) and dead_s < PATIENCE_S
+        return f"{op.dest} may have it whole: waits for it" if waits else None
 
     def runs_outside(self, name: str, uuid: str) -> bool:
         """Node `name`, which is up, has told that a domain of this UUID runs there and is not PVC's."""
@@ -353,10 +368,12 @@ def decode_claim(raw: bytes | None) -> Claim | Unknown | None:
         return Claim(value["node"], value["inc"])
     if not isinstance(op, dict) or not _texts(op, "id", "phase", "dest", "dinc") or not schema.is_node_name(op["dest"]):
         return Unknown(raw)
-    phase = schema.decode_word(OpPhase, op["phase"].encode("utf-8", "surrogatepass"))
-    if not isinstance(phase, OpPhase):
+    version = op.get("v", 1)
+    word = "run" if version == 1 and op["phase"] in ("query", "none") else op["phase"]
+    phase = schema.decode_word(OpPhase, word.encode("utf-8", "surrogatepass"))
+    if not isinstance(phase, OpPhase) or type(version) is not int or version not in (1, 2):
         return Unknown(raw)
-    return Claim(value["node"], value["inc"], Operation(op["id"], phase, op["dest"], op["dinc"], op.get("there") is True))
+    return Claim(value["node"], value["inc"], Operation(op["id"], phase, op["dest"], op["dinc"], version))
 
 
 @functools.lru_cache(DECODED)

@@ -24,7 +24,9 @@ LIST_LIMIT = 256 * 1024
 """Of a list of VMs: 7,000 of them."""
 HISTORY_LIMIT = 64 * 1024
 HISTORY_LINES = 200
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+"""What this daemon speaks, in `/nodes/<name>/protocol`; 0 while it starts. 2: a migration arrives paused, and only the claim's holder resumes
+it. Only 2 and 2 migrate live: a daemon of 1 lets the guest run before the claim has moved."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,13 @@ class FencePhase(str, Enum):
 
 
 class OpPhase(str, Enum):
-    """Phases of the migration operation inside a claim."""
+    """Phases of the migration operation inside a claim: the destination can take it (`ready`), the source calls libvirt (`run`), the
+    claim is the destination's, and the copy that has arrived may be resumed (`given`).
+    """
 
     READY = "ready"
     RUN = "run"
-    QUERY = "query"
-    NONE = "none"
+    GIVEN = "given"
 
 
 @dataclass(frozen=True)

@@ -90,12 +90,10 @@ class Keys:
         self.claims[uuid], self._versions[uuid] = new, version
         if old is None or (new is not None and (new.node, new.inc) == (old.node, old.inc)):
             return wrong
-        if new is not None and new.node == old.dest:
-            return wrong
         fence = self.fences.get(old.node)
         if fence and fence.phase == "fencing" and fence.inc == old.inc and fence.at <= event["since"]:
             wrong.append(f"the claim of {uuid} is taken from {old.node}, which is being fenced and not proved dead")
-        elif new is not None and new.node != old.node:
+        elif new is not None and new.node not in (old.node, old.dest):
             if version == old.version + 1:
                 wrong.append(f"the claim of {uuid} goes from {old.node} to {new.node} without a hand-over")
             else:
@@ -149,7 +147,7 @@ def _claim(value: str | None, version: int) -> Claim | None:
     if not found.get("node"):
         return None
     op = found.get("op") or {}
-    dest = str(op.get("dest", "")) if op.get("phase") in ("run", "query") else ""
+    dest = str(op.get("dest", "")) if op.get("phase") == "run" else ""
     return Claim(str(found["node"]), str(found.get("inc", "")), dest, version)
 
 

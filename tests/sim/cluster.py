@@ -26,10 +26,9 @@ from pvcd.cluster.records import (
     decode_fence,
     decode_hold,
 )
-from pvcd.cluster.schema import DaemonState
+from pvcd.cluster.schema import DaemonState, Unknown
 from pvcd.cluster.store import Store
 from pvcd.departure import Limits
-from pvcd.doubt import Doubt
 from pvcd.environment import Environment
 from pvcd.fencing import Fencing
 from pvcd.instances import NODES, VIEW, Instances
@@ -74,6 +73,8 @@ class Cluster:
     log: list[str] = field(default_factory=list)
     interrupt: Callable[[Daemon, str], None] = lambda _daemon, _what: None
     lies_possible: bool = False
+    strict: bool = True
+    """the stricter invariants; a schedule in which an operator confirms what is not so goes without"""
 
     def __post_init__(self) -> None:
         self.server = FakeServer(on_commit=self._committed)
@@ -105,8 +106,20 @@ class Cluster:
         """I1: never on two hosts at once."""
         self.say(f"{host}: {uuid[:4]} {self.fabric.events[-1][3]}")
         running = self.fabric.running(uuid)
-        if len(running) > 1 and not self._excluded(running):
+        if self._excluded(running):
+            return
+        if len(running) > 1:
             raise Violation(f"I1: {uuid} runs on {running}")
+        if self.strict and running == [host]:
+            self._runs_where_claimed(host, uuid, self.claim(uuid))
+
+    def _runs_where_claimed(self, host: str, uuid: str, claim: Claim | None) -> None:
+        """I1, by construction: a guest runs only where its claim is, under the incarnation that counts there. (Without any claim it may:
+        somebody else has started it, and it is adopted.)
+        """
+        fence = decode_fence(self.server.nodes[schema.fence(host)].data)
+        if claim is not None and (claim.node, claim.inc) != (host, getattr(fence, "inc", "")):
+            raise Violation(f"I1: {uuid} runs on {host}, and the claim is {claim}")
 
     def _excluded(self, running: list[str]) -> bool:
         """Outside the promises: a controller that reports off for a machine that runs, is silent, and does not hear of it."""
@@ -127,6 +140,9 @@ class Cluster:
         """I3: a claim leaves its holder by the holder's own hand, to the destination it named, or after a proof of its death."""
         old, new = decode_claim(self._claims.get(path)), decode_claim(data)
         self._claims[path] = data
+        uuid = path.rpartition("/")[2]
+        if self.strict and client != "outside" and isinstance(old, Claim) and not isinstance(new, Unknown):
+            self._left_behind(uuid, old, new)
         if not isinstance(old, Claim) or old.node == client or client == "outside":
             return
         if isinstance(new, Claim) and (new.node, new.inc) == (old.node, old.inc):
@@ -146,6 +162,16 @@ class Cluster:
             readable = False
         if refused_s < 590.0 and hypervisor.ends.get(uuid, 0) <= 3 and readable:
             raise Violation(f"I2: {client} gives {uuid} up after {refused_s:.0f} s of refusals")
+
+    def _left_behind(self, uuid: str, old: Claim, new: Claim | None) -> None:
+        """I1, by construction: when a claim has left a node, nothing that runs or that libvirt may wake is left there."""
+        for host in self.fabric.running(uuid):
+            if new is not None and not self._excluded([host]):
+                self._runs_where_claimed(host, uuid, new)
+        copy = self.hosts[old.node].hypervisor.copies.get(uuid)
+        moved = new is None or (new.node, new.inc) != (old.node, old.inc)
+        if moved and copy is not None and not copy.arrived and not self._excluded([old.node]):
+            raise Violation(f"I3: the claim of {uuid} has left {old.node}, where a copy is ({copy.status.value})")
 
     def is_dead(self, name: str, inc: str) -> bool:
         fence = decode_fence(self.server.nodes[schema.fence(name)].data)
@@ -269,9 +295,9 @@ class Daemon:
         self.workers = FakeWorkers(self, self.questions)
         self.fencing = Fencing(self.store, self.questions, self.liveness, name, self.standing.actor,
                                self.cache.current, lambda view: view.hold.hold, self._say, self._utc, "reboot", self._new_id())
-        self.due = {"leave": 0.0, "doubt": 0.0, "keepalive": 0.0, "timer": 0.0, "fence": 0.0, "resync": cluster.now + 60.0}
+        self.due = {"leave": 0.0, "keepalive": 0.0, "timer": 0.0, "fence": 0.0, "resync": cluster.now + 60.0}
         self.runs_from = float("inf")
-        self.doubt, self.gives_up, self.failed = Doubt(host.hypervisor, TICK_S, self._say), cluster.now + 3 * TICK_S, False
+        self.gives_up = cluster.now + 3 * TICK_S
         self.leaving = Leaving(self.env, self.instances, Limits(), lambda: host.zk.connected)
         self._running = False
         self.busy: set[str] = set()
@@ -373,7 +399,7 @@ class Daemon:
         actor = self.standing.actor()
         if actor is None:
             return
-        self.store.apply((actor.mine, Write(schema.node_key(self.host.name, "protocol"), b"1", ANY)))
+        self.store.apply((actor.mine, Write(schema.node_key(self.host.name, "protocol"), str(schema.PROTOCOL_VERSION).encode(), ANY)))
         self.keepalive.daemonstate = DaemonState.RUN
         self._write_state(DaemonState.RUN)
         self.cache.refresh()
@@ -399,39 +425,26 @@ class Daemon:
                 self.cluster.power_off(self.host.key)  # nothing holds the shutdown of the host up any more
 
     def _preflight(self) -> None:
-        """As in `pvcd.daemon`: without ZooKeeper it waits for a while, and looks for copies in doubt."""
+        """As in `pvcd.daemon`: without ZooKeeper it waits for a while."""
         if "main" in self.busy:
             return  # its start is interrupted: others come first
-        self._watch_doubt()
-        waits = not self.host.zk.connected and self.cluster.now < self.gives_up
-        if waits or (self.failed and self.doubt.pending):
+        if not self.host.zk.connected and self.cluster.now < self.gives_up:
             return
         self.busy.add("main")
         try:
-            if self.failed:
-                raise Killed
             if self.starts_from is None:
                 self.look()
             if self.starts_from is not None and self.cluster.now >= self.starts_from:
                 self.start()
         except PVCError as error:
             self.cluster.say(f"{self.host.key}: pvcd does not start: {error}")
-            self.failed = True
             self.host.refused = isinstance(error, (WrongIdentity, TakenBack))
-            if self.standing.inc:
-                raise Killed from error
+            raise Killed from error
         finally:
             self.busy.discard("main")
 
-    def _watch_doubt(self) -> None:
-        if self.cluster.now >= self.due["doubt"]:
-            self.due["doubt"] = self.cluster.now + 1.0
-            linked = self.host.zk.connected and self.standing.actor() is not None
-            self.on_thread("doubt", lambda: self.doubt.look(self.cluster.now, linked, self.acknowledged))
-
     def _turn(self, most: int) -> None:
         now = self.cluster.now
-        self._watch_doubt()
         if now >= self.due["keepalive"]:
             self.due["keepalive"] = now + TICK_S
             self.keepalive.leave({"memfree": str(self.host.hypervisor.free_mib())})
@@ -457,6 +470,7 @@ class Daemon:
         if self.env.phase is not None and now >= self.due["leave"]:
             self.due["leave"] = now + 1.0
             self.on_thread("main", self._leave)
+        self.on_thread("migration", self.host.hypervisor.work)
         if self.queue.run_due(most) == BUSY:
             raise Violation(f"{self.host.name}: visits without an end")
 

@@ -161,8 +161,10 @@ def last_transactions_are_lost() -> None:
     """The servers lose what they had acknowledged last: the move of the claim, and nothing that is older."""
     cluster = world()
     order(cluster, hypervisor="b", state="migrate")
-    while (claim := cluster.claim(VM)) is None or claim.node == "a":
-        backup = cluster.server.copy()
+    while cluster.fabric.running(VM) != ["b"]:
+        claim = cluster.claim(VM)
+        if claim is None or claim.node == "a":
+            backup = cluster.server.copy()
         cluster.run(0.25)
     cluster.server.restore(backup)
     cluster.run(120.0)

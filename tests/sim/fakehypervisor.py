@@ -2,13 +2,14 @@
 # Copyright (C) 2026 The PVC developers
 """A model of libvirt and QEMU on several hosts, with live migrations in steps and what goes wrong in each. No threads.
 
-A migration goes prepare → perform → finish → confirm. In `finish` the source is paused and the destination may already run: if
-the reply is lost, the source is in doubt, and libvirt wakes it by itself after RESUME_S.
+A migration goes prepare → perform → finish → confirm. In `finish` the source is paused, and the copy at the destination becomes whole and
+stays paused. If the reply is lost, libvirt wakes the source by itself: at once when the connection breaks, after RESUME_S of silence.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pvcd.cluster import definition
 from pvcd.cluster.errors import BadDefinition, HypervisorError, HypervisorUnknown
@@ -30,6 +31,8 @@ class Copy:
     persistent: bool = False
     dumping: bool = False
     """libvirt writes a dump of it"""
+    arrived: bool = False
+    """it came by a migration; libvirt does not say so"""
     autostart: bool = False
     """and libvirt starts it at each boot, if it is persistent"""
 
@@ -50,6 +53,10 @@ class Job:
     """how long the source's libvirtd has waited in doubt; while it hangs its keepalive counts nothing"""
     seen: float = 0.0
     answered: bool = True
+    broken: bool = False
+    """its connection broke when the reply was lost: the source is woken at once"""
+    wakes: Status = Status.RUNNING
+    """what becomes of a source that libvirt wakes; STUCK: it could not (libvirt 9.2 and later say so)"""
 
 
 @dataclass
@@ -65,6 +72,8 @@ class Fabric:
     """the storage keeps the image locks of a host that has died for so long"""
     locked: dict[str, float] = field(default_factory=dict)
     """UUID → until when"""
+    arrival: ClassVar[Status] = Status.PAUSED
+    """what a whole copy does at the destination; RUNNING: without VIR_MIGRATE_PAUSED"""
 
     def running(self, uuid: str) -> list[str]:
         """Hosts on which the guest executes."""
@@ -98,7 +107,7 @@ class Fabric:
     def _perform(self, job: Job, source: FakeHypervisor, dest: FakeHypervisor, here: Copy | None, there: Copy | None, lost: bool,
                  _resumed: bool) -> None:
         arrived = there is not None and there.status is Status.MIGRATING and dest.power
-        if lost or not arrived or here is None or here.status is not Status.RUNNING or job.aborted:
+        if lost or not arrived or here is None or here.status not in (Status.RUNNING, Status.PAUSED) or job.aborted:
             return self._end(job, source, "failed in the data phase")
         job.moved += 1
         if job.moved >= 2:
@@ -111,8 +120,9 @@ class Fabric:
                 resumed: bool) -> None:
         able = there is not None and there.status is Status.MIGRATING and dest.power and dest.answers
         if able and there is not None and (not lost or resumed):
-            there.status = Status.RUNNING
+            there.status, there.arrived = self.arrival, True
             self.say(job.dest, job.uuid, "arrives")
+            dest.nudge(job.uuid)
         job.phase = "confirm" if able and not lost else "indoubt"
         job.since = job.seen = self.clock()
         if job.phase == "indoubt":
@@ -126,17 +136,18 @@ class Fabric:
         del source.jobs[job.uuid]
         source.finished(job, CallState.SUCCEEDED, "")
         self.say(job.source, job.uuid, "gone")
+        source.nudge(job.uuid)
 
     def _indoubt(self, job: Job, source: FakeHypervisor, _dest: FakeHypervisor, here: Copy | None, _there: Copy | None, _lost: bool,
                  _resumed: bool) -> None:
         if source.answers and job.answered:
             job.waited_s += self.clock() - job.seen
         job.seen, job.answered = self.clock(), source.answers
-        if job.waited_s < RESUME_S:
+        if job.waited_s < RESUME_S and not job.broken:
             return
         if here is not None and here.status is Status.MIGRATING:
-            here.status = Status.RUNNING
-            self.say(job.source, job.uuid, "libvirt wakes the source")
+            here.status = job.wakes
+            self.say(job.source, job.uuid, "libvirt wakes the source" if here.status is Status.RUNNING else "libvirt cannot wake the source")
         self._end(job, source, "the reply was lost")
 
     def _end(self, job: Job, source: FakeHypervisor, error: str) -> None:
@@ -164,6 +175,8 @@ class FakeHypervisor:
         self.jobs: dict[str, Job] = {}
         self.calls: dict[str, Call] = {}
         self.power, self.answers = True, True
+        self.busy, self.queue = False, list[tuple[str, str, str, Callable[[], bool]]]()
+        """`busy`: no migration worker is free, and calls wait for their turn"""
         self.refuse: dict[str, str] = {}
         """UUID → libvirt's words when it is asked to start it"""
         self.refuses_all = ""
@@ -182,6 +195,8 @@ class FakeHypervisor:
         """when the guest was asked to power off"""
         self.booting: set[str] = set()
         """guests that do not hear ACPI yet"""
+        self.lock_held, self.resumes_refused = False, 0
+        """somebody has the locks of the images: resumes are refused, and counted"""
         self.late_create = False
         """the next create succeeds, and its answer is lost"""
         self.notify: Callable[[str | None], None] = lambda _uuid: None
@@ -196,6 +211,7 @@ class FakeHypervisor:
             self.fabric.locked[uuid] = self.fabric.clock() + self.fabric.lease_s
             self.fabric.say(self.name, uuid, "power off")
         self.power, self.copies, self.jobs, self.calls = False, {}, {}, {}
+        self.queue.clear()
 
     def power_on(self) -> None:
         self.power, self.answers = True, True
@@ -203,13 +219,26 @@ class FakeHypervisor:
     def forget_process(self) -> None:
         """pvcd has died: what it knew of its calls is gone, the jobs go on."""
         self.calls = {}
+        self.queue.clear()
+
+    def libvirtd_dies(self) -> None:
+        """... and is started again: what it finds then was measured. Half copies and jobs are gone, a source that was paused stays paused."""
+        for job in list(self.jobs.values()):
+            if job.phase == "confirm":
+                self.copies.pop(job.uuid, None)
+            self.fabric._end(job, self, "the connection to libvirtd was lost")
+        for job in self.fabric.jobs():
+            copy = self.copies.get(job.uuid)
+            if job.dest == self.name and copy is not None and copy.status is Status.MIGRATING:
+                del self.copies[job.uuid]
+                self.fabric.say(self.name, job.uuid, "half copy killed by libvirt")
 
     def virsh_start(self, uuid: str, name: str, memory_mib: int = 512) -> None:
         """Somebody starts a guest whose definition libvirt itself keeps."""
         self.fabric.lives += 1
         self.copies[uuid] = Copy(name, memory_mib, Status.RUNNING, self.fabric.lives, self.fabric.clock(), True)
         self.fabric.say(self.name, uuid, f"starts life {self.fabric.lives} outside PVC")
-        self._nudge(uuid)
+        self.nudge(uuid)
 
     def qemu_dies(self, uuid: str, ending: Ending = Ending.CRASHED) -> None:
         if self.copies.pop(uuid, None) is not None:
@@ -219,15 +248,15 @@ class FakeHypervisor:
             job = self.jobs.get(uuid)
             if job is not None:
                 self.fabric._end(job, self, "domain is not running")
-            self._nudge(uuid)
+            self.nudge(uuid)
 
     def finished(self, job: Job, state: CallState, error: str) -> None:
         """A migration is over; the process that called still knows of it, or not."""
         if job.uuid in self.calls and self.calls[job.uuid].op == job.op:
             self.calls[job.uuid] = Call(job.op, state, error)
-            self._nudge(job.uuid)
+            self.nudge(job.uuid)
 
-    def _nudge(self, uuid: str) -> None:
+    def nudge(self, uuid: str) -> None:
         self.notify(uuid)
 
     def _answer(self) -> None:
@@ -247,13 +276,8 @@ class FakeHypervisor:
         incoming = any(j.uuid == uuid and j.dest == self.name and j.phase in ("perform", "finish") for j in self.fabric.jobs())
         if copy is None:
             return Local(Status.ABSENT, call=call, ending=self.endings.get(uuid, Ending.UNKNOWN))
-        return Local(copy.status, copy.dumping or job is not None or (incoming and copy.status is Status.MIGRATING), call,
-                     moved=job.moved if job else 0, size=1 << 29 if job else 0, persistent=copy.persistent, slow=uuid in self.hung)
-
-    def in_doubt(self) -> tuple[str, ...]:
-        self._answer()
-        receiving = {job.uuid for job in self.fabric.jobs() if job.dest == self.name}
-        return tuple(uuid for uuid, copy in sorted(self.copies.items()) if copy.status is Status.MIGRATING and uuid not in receiving)
+        return Local(copy.status, job is not None, call, moved=job.moved if job else 0, size=1 << 29 if job else 0, persistent=copy.persistent,
+                     slow=uuid in self.hung, incoming=incoming and copy.status is Status.MIGRATING, other_job=copy.dumping)
 
     def inventory(self) -> tuple[Guest, ...]:
         self._answer()
@@ -290,7 +314,7 @@ class FakeHypervisor:
         self.refused.pop(found.uuid, None)
         self.copies[found.uuid] = Copy(found.name, found.memory_mib, Status.RUNNING, self.fabric.lives, self.fabric.clock())
         self.fabric.say(self.name, found.uuid, f"starts life {self.fabric.lives}")
-        self._nudge(found.uuid)
+        self.nudge(found.uuid)
         if self.late_create:
             self.late_create = False
             raise HypervisorUnknown("the answer was lost")
@@ -315,7 +339,7 @@ class FakeHypervisor:
             job = self.jobs.get(uuid)
             if job is not None:
                 self.fabric._end(job, self, "domain is not running")
-            self._nudge(uuid)
+            self.nudge(uuid)
 
     def resume(self, uuid: str) -> None:
         self.before_effect("resume")
@@ -323,20 +347,37 @@ class FakeHypervisor:
         if uuid in self.hung:
             raise HypervisorUnknown("its monitor does not answer", slow=True)
         copy = self.copies.get(uuid)
+        if self.lock_held:
+            self.resumes_refused += 1
+            raise HypervisorError('Failed to get "write" lock')
         if copy is not None and copy.status is not Status.RUNNING:
             copy.status = Status.RUNNING
             self.fabric.say(self.name, uuid, "resumed")
 
-    def start_migration(self, uuid: str, op: str, destination: str) -> None:
-        self.before_effect("migrate")
+    def start_migration(self, uuid: str, op: str, destination: str, allowed: Callable[[], bool]) -> None:
         self.calls[uuid] = Call(op, CallState.ACTIVE)
-        if uuid in self.copies and uuid not in self.jobs and destination in self.fabric.hosts:
+        self.queue.append((uuid, op, destination, allowed))
+
+    def work(self) -> None:
+        """A migration worker that is free takes its next call."""
+        if self.busy or not self.queue:
+            return None
+        uuid, op, destination, allowed = self.queue.pop(0)
+        if not allowed():
+            self.calls[uuid] = Call(op, CallState.FAILED, "the order was taken back, or could not be confirmed, right before the call")
+            return self.nudge(uuid)
+        self.before_effect("migrate")
+        if uuid in self.copies and uuid not in self.jobs and destination in self.fabric.hosts and self.power:
             self.jobs[uuid] = Job(uuid, op, self.name, destination, since=self.fabric.clock())
-            self.fabric.say(self.name, uuid, f"migrates to {destination}")
-        else:
-            self.calls[uuid] = Call(op, CallState.FAILED, "it is not here")
+            return self.fabric.say(self.name, uuid, f"migrates to {destination}")
+        self.calls[uuid] = Call(op, CallState.FAILED, "it is not here")
+        return self.nudge(uuid)
 
     def abort_migration(self, uuid: str) -> None:
+        for waiting in [call for call in self.queue if call[0] == uuid]:
+            self.queue.remove(waiting)
+            self.calls[uuid] = Call(waiting[1], CallState.FAILED, "it was withdrawn before its turn")
+            self.nudge(uuid)
         self._answer()
         if uuid in self.jobs:
             self.jobs[uuid].aborted = True

@@ -19,6 +19,8 @@ from pvcd.local import Status
 from pvcd.marks import Memory
 from pvcd.situation import Attempts, Situation, Step, Verb
 
+from .fakehypervisor import Fabric
+
 Mutation = Callable[[], Any]
 
 
@@ -168,56 +170,105 @@ def earlier_fence_remembered() -> Any:
     return mock.patch.object(janitor.Janitor, "_forget", forget)
 
 
-def no_query() -> Any:
-    """A recoverer does not ask the destination of a dead source's migration."""
-    original = recovery_plan._step
-
-    def step(me: Any, view: Any, record: Any, claim: Any, *rest: Any) -> Any:
-        held = claim.value
-        if isinstance(held, records.Claim) and held.op is not None:
-            claim = replace(claim, value=replace(held, op=None))
-        return original(me, view, record, claim, *rest)
-    return mock.patch.object(recovery_plan, "_step", step)
-
-
 def _planned(change: Callable[[Situation, Step], Step]) -> Any:
     original = planner.plan_domain
     return mock.patch("pvcd.VMInstance.plan_domain", lambda s: change(s, original(s)))
 
 
-def no_surrender() -> Any:
-    """A source in doubt never gives its paused copy up."""
+def resumes_before_its_claim() -> Any:
+    """The destination resumes what has arrived at once."""
+    return _planned(lambda s, step: replace(step, verb=Verb.RESUME, changes=s.claim_gate) if step.row == "D1" else step)
+
+
+def takes_without_the_source() -> Any:
+    """The destination takes the claim of what has arrived, without the source's transaction or a proof of its death."""
     def change(s: Situation, step: Step) -> Step:
-        doubtful = step.verb is Verb.DESTROY and s.local.status is Status.MIGRATING
-        return replace(step, verb=Verb.NOTHING, changes=()) if doubtful else step
-
-    @contextmanager
-    def both() -> Iterator[None]:
-        with _planned(change), mock.patch("pvcd.doubt.Doubt.look", lambda *_arguments: None):
-            yield
-    return both()
+        return replace(step, changes=claims.inherit(s.me, s.record.uuid, s.claim, ())) if step.row == "D1" else step
+    return _planned(change)
 
 
-def no_surrender_when_cut_off() -> Any:
-    """A source that cannot ask leaves its paused copy to libvirt."""
-    return mock.patch("pvcd.doubt.Doubt.look", lambda *_arguments: None)
+def hands_over_while_paused() -> Any:
+    """The source gives the claim away while its own copy is paused, and not gone."""
+    def change(s: Situation, step: Step) -> Step:
+        fence = s.view.fence(s.claim.value.op.dest) if step.row in ("S3", "S6") else None  # type: ignore[union-attr]
+        if fence is None or s.local.status is not Status.MIGRATING:
+            return step
+        return replace(step, verb=Verb.NOTHING, changes=claims.hand_over(s.me, s.record.uuid, s.claim, fence.inc, ()))
+    return _planned(change)
 
 
-def doubt_ends_with_the_process() -> Any:
-    """A start that fails ends at once, and the next one counts from the beginning."""
-    return mock.patch("pvcd.doubt.Doubt.pending", property(lambda _self: False))
+def runs_on_arrival() -> Any:
+    """libvirt is not told to leave the copy paused."""
+    return mock.patch.object(Fabric, "arrival", Status.RUNNING)
 
 
-def inheritance_counts_anew() -> Any:
-    """A copy that an earlier process left in doubt gets the patience of a new one."""
-    return mock.patch("pvcd.doubt.Doubt._inherited", property(lambda _self: set(), lambda _self, _uuids: None), create=True)
+def no_gate_before_the_resume() -> Any:
+    """The destination resumes on what it has read."""
+    return _planned(lambda _s, step: replace(step, changes=()) if step.row == "D7" else step)
 
 
-def no_later_life() -> Any:
-    """The death of the life that agreed is taken as a proof that the machine has no copy."""
-    def has_no_copy(view: records.View, op: records.Operation) -> bool:
-        return op.phase in (schema.OpPhase.READY, schema.OpPhase.NONE) or view.is_dead(op.dest, op.dinc)
-    return mock.patch.object(records.View, "has_no_copy", has_no_copy)
+def no_patience_with_the_destination() -> Any:
+    """Whoever recovers does not wait for a destination that may have the guest whole."""
+    return mock.patch.object(records.View, "may_be_at", lambda _self, _op, _dead_s: None)
+
+
+def endless_patience_with_the_destination() -> Any:
+    """... or waits for ever."""
+    def may_be_at(self: records.View, op: Any, _dead_s: float) -> str | None:
+        return "it may" if op is not None and op.phase is schema.OpPhase.RUN and self.is_up(op.dest) else None
+    return mock.patch.object(records.View, "may_be_at", may_be_at)
+
+
+def waits_for_a_destination_that_is_not_up() -> Any:
+    """A source whose copy is gone never starts it anew."""
+    return _planned(lambda s, step: replace(step, changes=()) if step.row == "S5" and not s.view.is_off(s.claim.value.op.dest)  # type: ignore[union-attr]
+                    else step)
+
+
+def migrates_on_when_cut_off() -> Any:
+    """A source that does not reach ZooKeeper lets its migrations run."""
+    return mock.patch("pvcd.VMInstance.VMInstance._abort_if_cut_off", lambda _self: None)
+
+
+def no_look_before_the_call() -> Any:
+    """A call that has waited for its turn is made whatever was ordered meanwhile."""
+    return mock.patch("pvcd.VMInstance.VMInstance._may_migrate", lambda _self, _op: True)
+
+
+def allows_any_call() -> Any:
+    """A migration that no operation allows runs on."""
+    return _planned(lambda _s, step: replace(step, verb=Verb.NOTHING) if step.row == "S8" else step)
+
+
+def stuck_is_paused() -> Any:
+    """A source that libvirt could not resume is taken for paused by somebody."""
+    def change(s: Situation, step: Step) -> Step:
+        if step.row != "S6" or s.local.status is not Status.STUCK:
+            return step
+        return replace(step, verb=Verb.NOTHING, changes=claims.close(s.me, s.record, s.claim))
+    return _planned(change)
+
+
+def halted_orders_stand() -> Any:
+    """The order to migrate a guest that does not run is not taken back by its source."""
+    def change(s: Situation, step: Step) -> Step:
+        return replace(step, changes=claims.withdraw(s.me, s.record.uuid, s.claim)) if step.row == "S2" else step
+    return _planned(change)
+
+
+def flush_orders_the_halted() -> Any:
+    """A flush sends guests that do not run elsewhere, again and again."""
+    return mock.patch("pvcd.NodeInstance.plan_flush", lambda me, cluster, recent, halted: flush.plan_flush(me, cluster, recent))
+
+
+def late_arrivals_refuse_the_start() -> Any:
+    """What has arrived in a boot that is not registered yet is taken for a guest of an older one."""
+    return mock.patch("pvcd.registration.Registration._arrives", lambda *_arguments: False)
+
+
+def older_daemons_are_migrated_from() -> Any:
+    """The destination does not ask what the source speaks."""
+    return mock.patch.object(schema, "PROTOCOL_VERSION", 1)
 
 
 def no_rollback() -> Any:
@@ -456,7 +507,7 @@ def nothing_is_avoided() -> Any:
 def recovery_avoids_nothing() -> Any:
     """The janitor sends a VM where it could not be started."""
     original = recovery_plan.plan_recovery
-    return mock.patch("pvcd.recovery.plan_recovery", lambda *arguments: original(*arguments[:6]))
+    return mock.patch("pvcd.recovery.plan_recovery", lambda *arguments: original(*arguments[:7]))
 
 
 def never_forgotten() -> Any:
@@ -484,15 +535,17 @@ OF_STARTS: tuple[Mutation, ...] = (
     three_refusals_are_final, refusals_are_never_final, unsupported_is_tried_again, never_sent_on, sent_on_from_its_home, nothing_is_avoided,
     recovery_avoids_nothing, never_forgotten, asked_once, every_end_is_a_crash, crashed_goes_at_once)
 """Those that the stories of `directed_starts` are about: tried on them first."""
+OF_MIGRATIONS: tuple[Mutation, ...] = (
+    resumes_before_its_claim, takes_without_the_source, hands_over_while_paused, runs_on_arrival, no_gate_before_the_resume,
+    no_patience_with_the_destination, endless_patience_with_the_destination, waits_for_a_destination_that_is_not_up, migrates_on_when_cut_off,
+    no_look_before_the_call, allows_any_call, stuck_is_paused, halted_orders_stand, flush_orders_the_halted, late_arrivals_refuse_the_start,
+    older_daemons_are_migrated_from)
 MUTANTS: tuple[Mutation, ...] = (
     no_homecoming, homecoming_after_a_fence, no_recall, starts_while_leaving, closing_is_not_told, waits_for_zookeeper, not_alone,
     no_departure_in_the_flush, no_guard_of_strangers, strangers_are_not_asked_about,
     no_mine, no_claim_version, no_gate, no_keepalive_in_commit, early_death, no_read_back, one_reading, no_identity, shared_controllers,
     contradicted_controller, no_gate_before_off, slow_for_all, no_hand_over, no_pause, power_on_is_believed, one_checker, identity_asked_once,
-    earlier_fence_remembered, no_query,
-    no_surrender, no_surrender_when_cut_off, doubt_ends_with_the_process, inheritance_counts_anew,
-    no_later_life, no_rollback, no_doubt, no_adoption, cold_rehoming,
-    no_objection, no_exit,
+    earlier_fence_remembered, no_rollback, no_doubt, no_adoption, cold_rehoming, no_objection, no_exit,
     no_brake, no_freshness, no_resumption, flushed_too_early,
     boot_is_always_a_proof, late_twin_is_overwritten, no_marks, no_look_first, marks_end_with_the_process, nobody_is_warned, no_marks_of_claims,
-    no_company, removal_unchecked, removed_is_dead, autostart_is_a_mystery, *OF_STARTS)
+    no_company, removal_unchecked, removed_is_dead, autostart_is_a_mystery, *OF_MIGRATIONS, *OF_STARTS)

@@ -21,6 +21,7 @@ from pvcd.cluster.errors import PVCError
 from pvcd.cluster.records import Fence
 from pvcd.cluster.schema import FencePhase, VMState
 from pvcd.cluster.store import Store
+from pvcd.local import Status
 
 from .cluster import Cluster, Daemon, Violation
 from .fakezk import FakeZooKeeper
@@ -30,9 +31,6 @@ STEPS = 700
 HEAL_S = 900.0
 SHOWN = 60
 RESTART_S = 5.0
-HELD_S = 5.0
-"""A source in doubt is woken by libvirt 30 s after its pause, and two ticks, a restart of pvcd and this long for the destroy fit in. A
-daemon that is frozen for longer in that very moment is outside the promises, as a libvirtd that hangs is."""
 
 
 class Schedule:
@@ -46,12 +44,12 @@ class Schedule:
         self.store = Store(self.operator)
         self.ordered: dict[str, VMState] = {}
         self.count: Counter[str] = Counter()
-        self._depth, self._held_until = 0, float("inf")
+        self._depth = 0
         self._calm = False
         dice = self.dice
-        faults = (self._kill_daemon, self._crash, self._boot, self._link, self._bmc, self._qemu, self._libvirt, self._lose, self._lag,
-                  self._refuse, self._hang, self._session, self._flush, self._command, self._command, self._old_command, self._operator_fences,
-                  self._shut_down)
+        faults = (self._kill_daemon, self._crash, self._boot, self._link, self._bmc, self._qemu, self._libvirt, self._libvirtd, self._workers,
+                  self._lose, self._lag, self._refuse, self._hang, self._session, self._flush, self._command, self._command, self._old_command,
+                  self._operator_fences, self._shut_down)
         self.weights = {fault: dice.choice((0, 0.3, 1, 2)) for fault in faults}
         self.weights[self._boot] = 1.5
         self.weights[self._command] += 0.5
@@ -59,6 +57,7 @@ class Schedule:
         self.stale, self.death = dice.choice((0, 0.02, 0.1, 0.3)), dice.choice((0, 0, 0.002, 0.01))
         self.loss = dice.choice((0.0, 0.05, 0.2, 0.5))
         self.world.fabric.lease_s = dice.choice((0.0, 0.0, 90.0, 300.0))
+        self.finish_loss = dice.choice((0.0, 0.0, 0.5))
         for name in self.world.names:
             self.world.start_daemon(name)
         self.world.run(2.0)
@@ -90,7 +89,9 @@ class Schedule:
         elif roll < 0.6:
             for job in world.fabric.jobs():
                 if dice.random() < 0.6:
-                    world.fabric.advance(job, dice.random() < self.loss, dice.random() < 0.5)
+                    job.broken, job.wakes = job.broken or dice.random() < 0.3, dice.choice((Status.RUNNING, Status.RUNNING, Status.RUNNING, Status.STUCK))
+                    lost = dice.random() < (max(self.loss, self.finish_loss) if job.phase == "finish" else self.loss)
+                    world.fabric.advance(job, lost, dice.random() < 0.5)
         elif roll < 0.75:
             world.server.deliver(lambda _watch: dice.random() < 0.7)
         else:
@@ -107,15 +108,12 @@ class Schedule:
             self.count["dies before " + what] += 1
             self.world.stop_daemon(daemon.host.name)
         elif self.dice.random() < self.stale:
-            self._depth, before = self._depth + 1, self._held_until
-            if any(job.source == daemon.host.name and job.phase == "indoubt" for job in self.world.fabric.jobs()):
-                self._held_until = min(before, self.world.now + HELD_S)
+            self._depth += 1
             try:
                 for _ in range(self.dice.choice((1, 3, 10))):
-                    if self.world.now < self._held_until:
-                        self.step()
+                    self.step()
             finally:
-                self._depth, self._held_until = self._depth - 1, before
+                self._depth -= 1
 
     def _restarts(self) -> None:
         """systemd starts pvcd again; some hosts come back by themselves."""
@@ -187,6 +185,14 @@ class Schedule:
         hypervisor = self.world.hosts[self._host()].hypervisor
         hypervisor.answers = not hypervisor.answers
         hypervisor.late_create = self.dice.random() < 0.3
+
+    def _libvirtd(self) -> None:
+        self.world.hosts[self._host()].hypervisor.libvirtd_dies()
+
+    def _workers(self) -> None:
+        """All migration workers of a host are busy, or one is free again."""
+        hypervisor = self.world.hosts[self._host()].hypervisor
+        hypervisor.busy = not hypervisor.busy
 
     def _lose(self) -> None:
         self.world.hosts[self._host()].zk.lose = self.dice.choice(("before", "after"))
@@ -295,6 +301,7 @@ class Schedule:
             host.hypervisor.refuse.clear()
             host.hypervisor.hung.clear()
             host.hypervisor.refuses_all, host.hypervisor.unsupported = "", False
+            host.hypervisor.busy = False
             host.zk.lose = None
             if not host.zk.connected:
                 host.zk.heal()

@@ -11,15 +11,16 @@ from . import (
     directed,
     directed_bmc,
     directed_departure,
-    directed_doubt,
     directed_faults,
     directed_fences,
+    directed_handoff,
     directed_identity,
     directed_moves,
+    directed_orders,
     directed_starts,
 )
 
-SCHEDULES = (directed.SCHEDULES + directed_doubt.SCHEDULES + directed_fences.SCHEDULES + directed_faults.SCHEDULES
+SCHEDULES = (directed.SCHEDULES + directed_handoff.SCHEDULES + directed_orders.SCHEDULES + directed_fences.SCHEDULES + directed_faults.SCHEDULES
              + directed_identity.SCHEDULES + directed_moves.SCHEDULES + directed_bmc.SCHEDULES + directed_departure.SCHEDULES
              + directed_starts.SCHEDULES)
 

@@ -3,6 +3,7 @@
 """A live migration that fails leaves the guest alive at the source, and says why."""
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from lablib.host import wait_for
 from lablib.lab import Lab
 from lablib.witness import Recorder
 
-from .cluster import Life, info, moving, settles, started, where, word
+from .cluster import Life, info, main_pid, moving, settles, started, where, word
 
 
 def stays(lab: Lab, vm: str, life: Life, reason: str, timeout_s: float = 60) -> None:
@@ -96,3 +97,80 @@ def test_the_migration_network_is_down(lab: Lab, recorder: Recorder) -> None:
     lab.pvc("vm", "migrate", "fail8", "-t", "hv2")
     settles(lab, "fail8", "start", "hv1", "", timeout_s=180)
     life.goes_on()
+
+
+# ------------------------------------------------------------------------------------------------- the moment of the hand-off
+
+def state(lab: Lab, node: str, vm: str) -> str:
+    """What libvirt says, with its reason: `paused (user)`."""
+    return lab.node(node).run("virsh", "-q", "domstate", vm, "--reason", check=False).stdout.strip()
+
+
+@pytest.mark.parametrize("how", ["reset", "silence"])
+def test_the_reply_to_the_last_step_is_lost(lab: Lab, recorder: Recorder, how: str) -> None:
+    """hv2 has the whole guest, and its answers do not reach hv1. libvirt wakes the guest on hv1: at once when the connection breaks (pvcd on hv2
+    stands still meanwhile), after half a minute of silence. It runs there and nowhere else (A21).
+    """
+    life = moving(lab, recorder, f"lost-{how}")
+    target, source = lab.node("hv2"), lab.node("hv1")
+    drop = ("-p", "tcp", "--sport", "16509", "-d", "hv1", "-j", "DROP")
+    pid = main_pid(lab, "hv2")
+    if how == "reset":
+        target.run("kill", "-STOP", pid)
+    try:
+        target.run("iptables", "-A", "OUTPUT", *drop)
+        source.run("virsh", "-q", "migrate-setspeed", life.vm, "1000")
+        wait_for("it has arrived, paused", lambda: state(lab, "hv2", life.vm) == "paused (user)", 30, 0.1)
+        if how == "reset":
+            source.run("ss", "-K", "dst", "hv2", "dport", "=", "16509")
+        wait_for("hv1's libvirt has woken it", lambda: state(lab, "hv1", life.vm).startswith("running"), 10 if how == "reset" else 50, 0.2)
+        life.speaks(20)
+        assert state(lab, "hv2", life.vm) in ("paused (user)", *([""] if how == "silence" else []))
+    finally:
+        target.run("iptables", "-D", "OUTPUT", *drop, check=False)
+        target.run("kill", "-CONT", pid)
+    settles(lab, life.vm, "start", "hv1", "")
+    wait_for("nothing is left on hv2", lambda: where(lab, life.vm) == ["hv1"], 30, 0.3)
+    life.goes_on(60.0)
+    assert len(life.testimony.lives) == 1
+
+
+@pytest.mark.parametrize("side", ["hv1", "hv2"])
+def test_a_daemon_sleeps_in_the_hand_off(lab: Lab, recorder: Recorder, side: str) -> None:
+    """The guest has arrived, and is paused until the daemon that must act is back; nobody else resumes it, and its life goes on."""
+    life = moving(lab, recorder, f"sleeps-{side}")
+    pid = main_pid(lab, side)
+    lab.node(side).run("kill", "-STOP", pid)
+    try:
+        lab.node("hv1").run("virsh", "-q", "migrate-setspeed", life.vm, "1000")
+        wait_for("it has left hv1", lambda: where(lab, life.vm) == ["hv2"], 30, 0.1)
+        for _ in range(20):
+            assert state(lab, "hv2", life.vm) == "paused (user)"
+    finally:
+        lab.node(side).run("kill", "-CONT", pid)
+    settles(lab, life.vm, "start", "hv2")
+    wait_for("it runs", lambda: state(lab, "hv2", life.vm).startswith("running"), 10, 0.1)
+    life.goes_on(30.0)
+
+
+def test_guests_that_do_not_run_are_not_migrated(lab: Lab, recorder: Recorder) -> None:
+    """The order is taken back, once; a flush names the VM, and goes on when it is resumed (B1)."""
+    started(lab, "halted1", "hv1")
+    life = Life(lab, recorder, "halted1")
+    lab.node("hv1").run("virsh", "-q", "suspend", "halted1")
+    lab.keys.order(f"/domains/{guests.guest_uuid('halted1')}", state="migrate", hypervisor="hv2", lasthypervisor="hv1")
+    settles(lab, "halted1", "start", "hv1", "")
+    assert "does not run is not migrated" in info(lab, "halted1")["reason"]
+    history = f"/history/{guests.guest_uuid('halted1')}"
+    written = lab.keys.text(history)
+    lab.pvc("node", "flush", "hv1")
+    until = time.monotonic() + 5
+    while time.monotonic() < until:
+        assert word(lab, "hv1", "domainstate") == "flush" and info(lab, "halted1")["state"] == "start"
+    assert lab.keys.text(history) == written, "nothing was ordered"
+    lab.node("hv1").run("virsh", "-q", "resume", "halted1")
+    wait_for("hv1 is empty", lambda: word(lab, "hv1", "domainstate") == "flushed", 60)
+    assert where(lab, "halted1") != ["hv1"]
+    life.goes_on(30.0)
+    lab.pvc("node", "ready", "hv1", "--wait")
+

@@ -324,7 +324,7 @@ def test_a_node_is_removed_only_when_nothing_needs_it(pvc: Pvc) -> None:
         pvc.server.put(schema.node_key(name, "daemonstate"), "stop")
     code, _, err = pvc("node", "remove", "-y", "hv1")
     assert code == 4 and UUID in err
-    in_flight = Claim("hv1", "hv1/0", Operation("op1", OpPhase.QUERY, "hv2", "hv2/0"))
+    in_flight = Claim("hv1", "hv1/0", Operation("op1", OpPhase.RUN, "hv2", "hv2/0"))
     pvc.server.put(schema.claim(UUID), in_flight.encode())
     assert pvc("node", "remove", "-y", "hv2")[0] == 4  # its pvcd is stopped, and the guest may have arrived there
     pvc.server.put(schema.claim(UUID), b"")

@@ -204,7 +204,7 @@ def test_wiped_keys_do_not_overtake_the_main_thread() -> None:
     b = Beat()
     actor = b.standing.actor()
     assert actor is not None
-    for key, value in (("daemonstate", "run"), ("protocol", "1")):
+    for key, value in (("daemonstate", "run"), ("protocol", str(schema.PROTOCOL_VERSION))):
         b.server.put(schema.node_key("a", key), value)
     b.server.delete_tree(schema.node_key("a", "memfree"))
     b.registration.rewrite(DaemonState.INIT, actor.mine)

@@ -136,10 +136,10 @@ def test_garbage_in_a_fence_is_no_fence() -> None:
 
 def test_a_claim_passes_on_by_a_hand_over() -> None:
     assert judged(claim(1, 1, "hv1", phase="run", dest="hv2"), claim(2, 2, "hv2", "b/0")) == []
-    assert judged(claim(1, 1, "hv1", phase="query", dest="hv2"), claim(2, 2, "hv2", "b/1")) == []
+    assert judged(claim(1, 1, "hv1", phase="run", dest="hv2"), claim(2, 2, "hv2", "b/1", phase="given", dest="hv2")) == []
 
 
-@pytest.mark.parametrize("op", [{}, {"phase": "ready", "dest": "hv2"}, {"phase": "none", "dest": "hv2"}, {"phase": "run", "dest": "hv3"}])
+@pytest.mark.parametrize("op", [{}, {"phase": "ready", "dest": "hv2"}, {"phase": "given", "dest": "hv2"}, {"phase": "run", "dest": "hv3"}])
 def test_a_claim_that_passes_on_in_one_write_without_a_hand_over(op: dict[str, str]) -> None:
     assert seen(judged(claim(1, 1, "hv1", **op), claim(2, 2, "hv2", "b/0")), "from hv1 to hv2 without a hand-over")
 
@@ -160,8 +160,11 @@ def test_nobody_takes_over_from_a_node_that_is_not_proved_dead() -> None:
     assert judged(*dying, claim(31.2, 2, "")) == [], "freed before the fence was committed, and seen in the same look"
 
 
-def test_who_has_the_guest_takes_it_from_a_node_that_is_being_fenced() -> None:
-    assert judged(fault(0, "hv1"), keepalive(0), claim(1, 1, "hv1", phase="query", dest="hv2"), fence(31, "fencing"), claim(40, 2, "hv2", "b/0")) == []
+def test_a_destination_takes_nothing_from_a_node_that_is_being_fenced() -> None:
+    """What has arrived is paused: it waits for the proof, as everybody."""
+    dying = [fault(0, "hv1"), keepalive(0), claim(1, 1, "hv1", phase="run", dest="hv2"), fence(31, "fencing")]
+    assert seen(judged(*dying, claim(40, 2, "hv2", "b/0")), "not proved dead")
+    assert judged(*dying, fence(39, "fenced"), claim(40, 2, "hv2", "b/0", phase="given", dest="hv2")) == []
 
 
 def test_a_claim_whose_version_goes_back() -> None:
@@ -192,7 +195,7 @@ def test_a_deadly_fault_excuses_only_the_guests_of_its_node() -> None:
     assert seen(judged(*late, audit(20, web1=2)), "web1 lives another life")
 
 
-def test_without_a_proof_only_a_copy_in_doubt_is_given_up() -> None:
+def test_without_a_proof_only_a_guest_that_is_migrated_may_begin_anew() -> None:
     assert seen(judged(claim(1, 1, "hv1"), fault(2, "hv1", spared=True), audit(20, web1=2)), "web1 lives another life")
     assert judged(claim(1, 1, "hv1", phase="run", dest="hv2"), fault(2, "hv1", spared=True), audit(20, web1=2)) == []
 

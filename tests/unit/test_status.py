@@ -58,6 +58,17 @@ def codes(facts: Facts) -> dict[str, Level]:
     return {problem.code: problem.level for problem in [*health.problems(facts), *health.cross_checks(facts, NOW)]}
 
 
+def migrating(facts: Facts, holder: str, phase: OpPhase) -> Facts:
+    """From hv1 to hv2."""
+    claim = Claim(holder, f"{holder}/0", Operation("1", phase, "hv2", "hv2/0"))
+    return replace(facts, claims={UUID: ClaimRecord(claim, 1)})
+
+
+def test_a_migration_under_way_is_no_problem() -> None:
+    for holder, phase in (("hv1", OpPhase.READY), ("hv1", OpPhase.RUN), ("hv2", OpPhase.GIVEN)):
+        assert codes(migrating(healthy(), holder, phase)) == {}
+
+
 def test_a_healthy_cluster_has_no_problems() -> None:
     assert codes(healthy()) == {}
 
@@ -80,7 +91,9 @@ def test_where_a_vm_could_not_be_started_is_named_with_the_reason() -> None:
     (lambda f: replace(f, view=replace(f.view, hold=Hold(True, None, "me"))), "maintenance", Level.WARNING),
     (lambda f: replace(f, sizes={UUID: 5000}), "not-redundant", Level.WARNING),
     (lambda f: replace(f, sizes={UUID: None}), "bad-definition", Level.WARNING),
-    (lambda f: replace(f, claims={UUID: ClaimRecord(Claim("hv1", "hv1/0", Operation("1", OpPhase.QUERY, "hv2", "hv2/0")), 1)}), "in-doubt", Level.WARNING),
+    (lambda f: with_node(migrating(f, "hv1", OpPhase.RUN), node("hv1", daemonstate=DaemonState.STOP)), "migration-waits", Level.WARNING),
+    (lambda f: with_node(migrating(f, "hv2", OpPhase.GIVEN), node("hv2", daemonstate=DaemonState.STOP)), "migration-waits", Level.WARNING),
+    (lambda f: replace(migrating(f, "hv2", OpPhase.GIVEN), reasons={UUID: "resume: no lock"}), "not-resumed", Level.CRITICAL),
     (lambda f: with_node(f, node("hv2", daemonstate=DaemonState.DEAD), FencePhase.FENCING), "fencing", Level.CRITICAL),
     (lambda f: with_node(f, node("hv2", daemonstate=DaemonState.DEAD), FencePhase.FENCED), "fenced", Level.CRITICAL),
     (lambda f: with_node(f, node("hv2", daemonstate=DaemonState.DEAD)), "dead", Level.CRITICAL),
@@ -145,7 +158,7 @@ def test_survival_is_what_the_recovery_then_does(seed: int) -> None:
     said = {lost.uuid for lost in stranded(view, domains, claims, sizes, dead)}
     after = replace(view, nodes={**nodes, dead: replace(nodes[dead], daemonstate=DaemonState.DEAD)},
                     fences={**view.fences, dead: fence(dead, FencePhase.FENCED)})
-    steps = plan_recovery(Actor("janitor", "janitor/0", 1), after, domains, claims, sizes, {})
+    steps = plan_recovery(Actor("janitor", "janitor/0", 1), after, domains, claims, sizes, {}, {})
     assert said == {step.uuid for step in steps if step.node == dead and step.waits}
 
 

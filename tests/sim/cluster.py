@@ -7,12 +7,12 @@ the process may die there. So every decision may act on stale knowledge, and eve
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pvcd.cluster import schema
 from pvcd.cluster.errors import PVCError
-from pvcd.cluster.records import ANY, Change, Check, Claim, Timing, View, Write, decode_claim, decode_fence
+from pvcd.cluster.records import ANY, Check, Claim, Timing, View, Write, decode_claim
 from pvcd.cluster.schema import DaemonState
 from pvcd.cluster.store import Store
 from pvcd.doubt import Doubt
@@ -27,11 +27,10 @@ from pvcd.situation import Level
 from pvcd.standing import Standing
 from pvcd.view import ViewCache
 
-from .fakehypervisor import Fabric, FakeHypervisor
-from .fakeipmi import FakeIpmi
 from .fakezk import FakeServer, FakeZooKeeper
+from .faulty import FaultyFabric, FaultyHypervisor, FaultyIpmi
+from .oracles import TICK_S, Oracles, Violation
 
-TICK_S = 5.0
 BUSY = 300
 """More visits than anybody needs at one moment."""
 XML = "<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>{memory_mib}</memory></domain>"
@@ -41,16 +40,14 @@ class Killed(BaseException):
     """The simulated process ends here. No code of the product may catch it."""
 
 
-class Violation(AssertionError):
-    """An invariant of the protocol does not hold."""
-
-
 @dataclass
 class Host:
-    """One machine: power, boot, libvirt, its controller, and the pvcd that runs on it, if one does."""
+    """One machine: power, boot, libvirt, its controller, and the pvcd that runs on it, if one does. `name` is what it calls itself;
+    `machine` tells it from another one of that name.
+    """
 
     name: str
-    hypervisor: FakeHypervisor
+    hypervisor: FaultyHypervisor
     zk: FakeZooKeeper
     boot: int = 1
     power: bool = True
@@ -58,6 +55,15 @@ class Host:
     daemon: Daemon | None = None
     down_since: float = 0.0
     last_keepalive: float = 0.0
+    machine: str = ""
+
+    def __post_init__(self) -> None:
+        self.machine = self.machine or self.name
+
+    @property
+    def identity(self) -> str:
+        """Of its present boot."""
+        return f"{self.machine}{self.boot}"
 
 
 @dataclass
@@ -71,76 +77,36 @@ class Cluster:
     lies_possible: bool = False
 
     def __post_init__(self) -> None:
-        self.server = FakeServer(on_commit=self._committed)
-        self.fabric = Fabric(lambda: self.now, on_event=self._event)
+        self.oracles = Oracles(self)
+        self.server = FakeServer(on_commit=self.oracles.committed)
+        self.fabric = FaultyFabric(lambda: self.now, on_event=self._event)
+        self.fabric.apart, self.fabric.locks = set(), {}
+        self.fabric.on_end, self.fabric.on_refusal = self.oracles.ended, self._refused
+        self.passes: Callable[[Daemon, float, str], None] = lambda _daemon, _seconds, _what: None
+        """called when a call of a daemon takes its time; what the others do in there comes first"""
         self.hosts: dict[str, Host] = {}
         self.late_offs: list[tuple[float, str]] = []
+        self.no_way: set[tuple[str, str]] = set()
+        self.late: dict[str, float] = {}
+        self.mute: set[str] = set()
+        self.controller: dict[str, str] = {}
+        """node → whose controller its configuration names, where that is not its own"""
         self.ids = 0
         for name in self.names:
-            hypervisor, zk = FakeHypervisor(self.fabric, name), FakeZooKeeper(self.server, name)
-            self.hosts[name] = Host(name, hypervisor, zk)
-        self._claims: dict[str, bytes] = {}
-        self._fences: dict[str, bytes] = {}
+            self.add_host(Host(name, FaultyHypervisor(self.fabric, name), FakeZooKeeper(self.server, name)))
+
+    def add_host(self, host: Host) -> None:
+        self.hosts[host.machine] = host
 
     def say(self, text: str) -> None:
         self.log.append(f"{self.now:8.2f} {text}")
 
-    # ------------------------------------------------------------------------------------------------------ invariants
-
     def _event(self, host: str, uuid: str) -> None:
-        """I1: never on two hosts at once."""
         self.say(f"{host}: {uuid[:4]} {self.fabric.events[-1][3]}")
-        running = self.fabric.running(uuid)
-        if len(running) > 1 and not self._excluded(running):
-            raise Violation(f"I1: {uuid} runs on {running}")
+        self.oracles.event(host, uuid)
 
-    def _excluded(self, running: list[str]) -> bool:
-        """Outside the promises: a controller that reports off for a machine that runs, is silent, and does not hear of it."""
-        return self.lies_possible and any(self.hosts[name].bmc == "lie" for name in running)
-
-    def _committed(self, client: str, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if isinstance(change, Write) and change.path.startswith(schema.CLAIMS + "/"):
-                self._claim_moved(client, change.path, change.data)
-            elif isinstance(change, Write) and change.path.startswith(schema.FENCES + "/"):
-                self._fence_moved(client, change.path, change.data)
-            elif change.path.endswith("/keepalive") and isinstance(change, Write):
-                self.hosts[change.path.split("/")[2]].last_keepalive = self.now
-
-    def _claim_moved(self, client: str, path: str, data: bytes) -> None:
-        """I3: a claim leaves its holder by the holder's own hand, to the destination it named, or after a proof of its death."""
-        old, new = decode_claim(self._claims.get(path)), decode_claim(data)
-        self._claims[path] = data
-        if not isinstance(old, Claim) or old.node == client or client == "outside":
-            return
-        if isinstance(new, Claim) and (new.node, new.inc) == (old.node, old.inc):
-            return
-        op = old.op
-        given = isinstance(new, Claim) and op is not None and new.node == op.dest == client
-        if not given and not self.is_dead(old.node, old.inc):
-            raise Violation(f"I3: {client} takes the claim {path} of {old.node}, which is not proved dead")
-
-    def is_dead(self, name: str, inc: str) -> bool:
-        fence = decode_fence(self.server.nodes[schema.fence(name)].data)
-        return fence is not None and (getattr(fence, "inc", inc) != inc or getattr(fence, "phase", None) is schema.FencePhase.FENCED)
-
-    def _fence_moved(self, client: str, path: str, data: bytes) -> None:
-        """I9: nobody is fenced who was not silent long enough; I3: nobody is `fenced` by its controller whose boot has power."""
-        name = path.rpartition("/")[2]
-        new, old = decode_fence(data), decode_fence(self._fences.get(path, data))
-        self._fences[path] = data
-        phase, before = getattr(new, "phase", None), getattr(old, "phase", None)
-        host = self.hosts[name]
-        if phase is schema.FencePhase.UP and getattr(new, "inc", "") != getattr(old, "inc", ""):
-            host.last_keepalive = self.now  # a registration is a sign of life
-        if phase is schema.FencePhase.FENCING and before is not phase and not getattr(new, "forced", False):
-            silent_s = self.now - host.last_keepalive
-            if silent_s < 6 * TICK_S - 0.01:
-                raise Violation(f"I9: {client} fences {name}, silent for {silent_s:.1f} s only")
-        proved = phase is schema.FencePhase.FENCED and before is not phase and getattr(new, "method", "") == "ipmi-off"
-        same_boot = getattr(new, "inc", "").startswith(f"{name}{host.boot}/")
-        if proved and host.power and same_boot and not (self.lies_possible and host.bmc == "lie"):
-            raise Violation(f"I3: {name} is called fenced by {client} while it has power")
+    def _refused(self, machine: str, uuid: str, why: str) -> None:
+        self.oracles.refused.setdefault((machine, uuid), []).append((self.now, why))
 
     # ----------------------------------------------------------------------------------------------------------- world
 
@@ -158,17 +124,17 @@ class Cluster:
         value = decode_claim(found.data) if found else None
         return value if isinstance(value, Claim) else None
 
-    def start_daemon(self, name: str) -> None:
+    def start_daemon(self, machine: str) -> None:
         """systemd starts pvcd; if it cannot start, it is tried again later."""
-        host = self.hosts[name]
+        host = self.hosts[machine]
         if not host.power or host.daemon is not None:
             return
         host.daemon = Daemon(self, host)
         host.daemon.turn()
 
-    def stop_daemon(self, name: str) -> None:
+    def stop_daemon(self, machine: str) -> None:
         """The process is gone, at once."""
-        host = self.hosts[name]
+        host = self.hosts[machine]
         host.daemon = None
         host.hypervisor.forget_process()
         host.zk.forget()
@@ -205,9 +171,9 @@ class Cluster:
             self.server.deliver()
             for job in self.fabric.jobs():
                 self.fabric.advance(job)
-            for host in self.hosts.values():
+            for host in list(self.hosts.values()):
                 if host.daemon is None and host.power and self.now - host.down_since > 1.0:
-                    self.start_daemon(host.name)
+                    self.start_daemon(host.machine)
                 if host.daemon is not None:
                     host.daemon.turn()
 
@@ -221,6 +187,7 @@ class Daemon:
         self.store = Store(host.zk)
         host.zk.before_commit = lambda changes: self.interrupted("gate" if all(isinstance(c, Check) for c in changes) else "commit")
         host.hypervisor.before_effect = self.interrupted
+        host.hypervisor.passes = self.passes
         host.hypervisor.notify = lambda uuid: self.nudge(("domain", uuid)) if uuid else None
         self.standing = Standing(name)
         self.queue = Reconciler(lambda key: self.instances.visit(key), self._clock, self._report, workers=0)
@@ -231,7 +198,7 @@ class Daemon:
         self.keepalive = Keepalive(self.store, self.standing, TICK_S, self._clock, self._clock, self._say, self._acknowledged, self._exit,
                                    self._restore, lambda: self.cache.current().nodes.get(name), lambda: None)
         self.liveness = Liveness(name, TICK_S)
-        self.fencing = Fencing(self.store, FakeIpmi(cluster, self), self.liveness, name, self.standing.actor,  # type: ignore[arg-type]
+        self.fencing = Fencing(self.store, FaultyIpmi(cluster, self), self.liveness, name, self.standing.actor,  # type: ignore[arg-type]
                                self.cache.current, lambda view: view.hold.hold, self._say, self._utc, "reboot", self._new_id())
         self.due = {"doubt": 0.0, "keepalive": 0.0, "timer": 0.0, "fence": 0.0, "resync": cluster.now + 60.0}
         self.runs_from = float("inf")
@@ -243,12 +210,19 @@ class Daemon:
 
     def interrupted(self, what: str) -> None:
         """Right before a commit or effect. If this process has died meanwhile, it goes no further."""
+        self._others(lambda: self.cluster.interrupt(self, what))
+
+    def _others(self, come_first: Callable[[], None]) -> None:
         try:
-            self.cluster.interrupt(self, what)
+            come_first()
         except PVCError as error:  # this process would take it for the answer to its own commit, and go on after its death
             raise RuntimeError("what the others did meanwhile has failed") from error
         if self.host.daemon is not self:
             raise Killed
+
+    def passes(self, seconds: float, what: str) -> None:
+        """A call takes so long. If this process has died meanwhile, it goes no further."""
+        self._others(lambda: self.cluster.passes(self, seconds, what))
 
     def nudge(self, key: tuple[str, str], delay_s: float = 0.0) -> None:
         if key == VIEW and not delay_s:
@@ -299,9 +273,9 @@ class Daemon:
         """As `pvcd.daemon.Daemon.start`, up to `run` or to the wait before it."""
         name, host = self.host.name, self.host
         free = host.hypervisor.free_mib()
-        static = {"ipmihostname": name, "ipmiusername": "u", "ipmipassword": "p", "protocol": "0", "memfree": str(free),
+        static = {"ipmihostname": self.cluster.controller.get(name, name), "ipmiusername": "u", "ipmipassword": "p", "protocol": "0", "memfree": str(free),
                        "timing": Timing(TICK_S, 6).encode().decode()}
-        self.registration = Registration(self.store, host.hypervisor, name, f"{name}{host.boot}", f"machine {name}", self._utc())
+        self.registration = Registration(self.store, host.hypervisor, name, host.identity, f"machine {name}", self._utc())
         start, version = self.registration.run(static)
         self.standing.inc = start.inc
         self.standing.set_up(version)
@@ -317,7 +291,7 @@ class Daemon:
             self.instances.visit(("domain", uuid))
         actor = self.standing.actor()
         if actor is None:
-            return
+            raise Refused("the fence was moved during the start")
         self.store.apply((actor.mine, Write(schema.node_key(self.host.name, "protocol"), b"1", ANY)))
         self.keepalive.daemonstate = DaemonState.RUN
         self._write_state(DaemonState.RUN)
@@ -339,28 +313,34 @@ class Daemon:
             self._turn(most) if self.standing.inc else self._preflight()
         except Killed:
             if self.host.daemon is self:
-                self.cluster.stop_daemon(self.host.name)
+                self.cluster.stop_daemon(self.host.machine)
 
     def _preflight(self) -> None:
         """As in `pvcd.daemon`: without ZooKeeper it waits for a while, and looks for copies in doubt."""
         if "main" in self._busy:
             return  # its start is interrupted: others come first
         self._watch_doubt()
-        waits = not self.host.zk.connected and self.cluster.now < self.gives_up
-        if waits or (self.failed and self.doubt.pending):
+        if self.failed:
+            self._outlast_doubt()
+        elif self.host.zk.connected or self.cluster.now >= self.gives_up:
+            self._on_main(self.start)
+
+    def _on_main(self, step: Callable[[], None]) -> None:
+        """A step of the start. What it raises ends the start, and the process: exit status 1, as soon as no copy is in doubt."""
+        if "main" in self._busy:
             return
         self._busy.add("main")
         try:
-            if self.failed:
-                raise Killed
-            self.start()
-        except (PVCError, Refused) as error:
+            step()
+        except PVCError as error:
             self.cluster.say(f"{self.host.name}: pvcd does not start: {error}")
             self.failed = True
-            if self.standing.inc:
-                raise Killed from error
         finally:
             self._busy.discard("main")
+
+    def _outlast_doubt(self) -> None:
+        if not self.doubt.pending:
+            raise Killed
 
     def _watch_doubt(self) -> None:
         if self.cluster.now >= self.due["doubt"]:
@@ -374,15 +354,17 @@ class Daemon:
         if now >= self.due["keepalive"]:
             self.due["keepalive"] = now + TICK_S
             self.keepalive.leave({"memfree": str(self.host.hypervisor.free_mib())})
-            self._on_thread("keepalive", self.keepalive.round)
+            self._on_thread("keepalive", self._keep_alive)
             if self.host.daemon is not self:
                 raise Killed
             if self.host.hypervisor.answers:
                 self.instances.inventory_seen(self.host.hypervisor.inventory())
+        if self.failed:
+            return self._outlast_doubt()
         if not self._running:
             if now >= self.runs_from:
-                self._on_thread("main", self._run)
-            return
+                self._on_main(self._run)
+            return None
         if now >= self.due["timer"]:
             self.due["timer"] = now + 1.0
             self._on_thread("timer", self._observe)
@@ -394,24 +376,34 @@ class Daemon:
             self._on_thread("fence", self._fence)
         if self.queue.run_due(most) == BUSY:
             raise Violation(f"{self.host.name}: visits without an end")
+        return None
 
     def _observe(self) -> None:
         if self.acknowledged is not None:
             self.liveness.acknowledged(self.acknowledged)
-        values = self.store.keepalives([name for name in self.instances.nodes if name != self.host.name])
+        try:
+            values = self.store.keepalives([name for name in self.instances.nodes if name != self.host.name])
+        except PVCError:
+            return  # as in `pvcd.daemon`
         self.liveness.observe(self._clock(), {name: value.version for name, value in values.items() if value.data is not None})
 
     def _fence(self) -> None:
         self.due["fence"] = self.cluster.now + self.fencing.visit(self.cluster.now)
 
+    def _keep_alive(self) -> None:
+        try:
+            self.keepalive.round()
+        except PVCError:
+            return  # as in the keepalive's own loop
+
     def _on_thread(self, name: str, call: Callable[[], None]) -> None:
-        """A thread does one thing at a time, also when others come in between."""
+        """A thread does one thing at a time, also when others come in between. What it does not catch ends it, and then the process."""
         if name in self._busy:
             return
         self._busy.add(name)
         try:
             call()
-        except PVCError:
-            return
+        except PVCError as error:
+            raise Violation(f"{self.host.name}: the thread {name} dies of {type(error).__name__}: {error}") from error
         finally:
             self._busy.discard(name)

@@ -120,6 +120,20 @@ class FakeServer:
                 raise Conflict(change.path, "NotEmptyError")
             del self.nodes[change.path]
 
+    def backup(self) -> dict[str, tuple[bytes, int]]:
+        """A copy of what the servers keep on their disks."""
+        return {path: (node.data, node.version) for path, node in self.nodes.items() if node.owner is None}
+
+    def restore(self, copy: dict[str, tuple[bytes, int]]) -> None:
+        """All servers go back to it. They begin a new epoch: their next transaction has a higher number than any before."""
+        self.nodes = Tree()
+        for path, (data, version) in copy.items():
+            self.nodes[path] = Node(data, version)
+        self.zxid += 1 << 32
+        for name, client in self.clients.items():
+            client.lag(False)
+            self.pending.update(dict.fromkeys((name, path) for path in (*client.values, *client.lists)))
+
     def expire(self, client: str) -> None:
         """The client's session has ended: its ephemerals go."""
         for path in [path for path, node in self.nodes.items() if node.owner == client]:
@@ -154,7 +168,12 @@ class FakeZooKeeper:
         """the next commit: 'after' it is applied and its answer lost, 'before' it is lost on its way"""
         self.before_commit: Callable[[Sequence[Change]], None] = lambda _changes: None
         """called when a commit is on its way; what the others do in there comes first"""
+        self.before_read: Callable[[], None] | None = None
+        """called before each read, and in the middle of one of many keys"""
+        self.unanswered: Callable[[], None] | None = None
+        """called by a read while the link is cut: it waits for its deadline before it fails"""
         self._snapshot: dict[str, Value] | None = None
+        self._lists: dict[str, list[str]] = {}
         server.clients[name] = self
 
     # ------------------------------------------------------------------------------------------------------- faults
@@ -169,8 +188,12 @@ class FakeZooKeeper:
             self.server.pending[self.name, path] = None
 
     def lag(self, behind: bool) -> None:
-        """Read from a follower that stands still, until `sync`, a commit or `lag(False)`."""
+        """Read from a follower that stands still, values and lists, until `sync`, a commit or `lag(False)`."""
         self._snapshot = {path: Value(node.data, node.version) for path, node in self.server.nodes.items()} if behind else None
+        self._lists = {}
+        for path in self._snapshot or ():
+            parent, _, name = path.rpartition("/")
+            self._lists.setdefault(parent, []).append(name)
 
     def forget(self) -> None:
         """The process has died: its watches and ephemerals are gone."""
@@ -193,14 +216,40 @@ class FakeZooKeeper:
         return self.read_many([path])[path]
 
     def read_many(self, paths: Iterable[str]) -> dict[str, Value]:
-        self._reach()
+        """Not a consistent snapshot: with `before_read`, something may come between the first half and the second."""
+        if self.before_read is None:
+            return self._read(paths)
+        wanted = list(paths)
+        half = len(wanted) // 2
+        self.before_read()
+        found = self._read(wanted[:half])
+        if half:
+            self.before_read()
+        return {**found, **self._read(wanted[half:])}
+
+    def _read(self, paths: Iterable[str]) -> dict[str, Value]:
+        if not self.connected:
+            self._wait()
         if self._snapshot is not None:
             return {path: self._snapshot.get(path, MISSING) for path in paths}
-        found = {path: self.server.nodes.get(path) for path in paths}
-        return {path: Value(node.data, node.version) if node else MISSING for path, node in found.items()}
+        nodes, found = self.server.nodes, {}
+        for path in paths:
+            node = nodes.get(path)
+            found[path] = MISSING if node is None else Value(node.data, node.version)
+        return found
+
+    def _wait(self) -> None:
+        if self.unanswered is not None:
+            self.unanswered()
+        self._reach()
 
     def children(self, path: str) -> list[str] | None:
-        self._reach()
+        if self.before_read is not None:
+            self.before_read()
+        if not self.connected:
+            self._wait()
+        if self._snapshot is not None:
+            return sorted(self._lists.get(path, [])) if path in self._snapshot else None
         return self.server.children(path) if path in self.server.nodes else None
 
     def sync(self, _path: str) -> None:

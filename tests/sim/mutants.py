@@ -72,7 +72,7 @@ def early_death() -> Any:
 
 def no_read_back() -> Any:
     """A command that was sent counts as done: nobody reads the power status."""
-    return mock.patch("sim.cluster.FakeIpmi.status", lambda _self, _bmc: Reading(Power.OFF))
+    return mock.patch("sim.cluster.FaultyIpmi.status", lambda _self, _bmc: Reading(Power.OFF))
 
 
 def one_reading() -> Any:

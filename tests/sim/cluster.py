@@ -56,6 +56,8 @@ class Host:
     down_since: float = 0.0
     last_keepalive: float = 0.0
     machine: str = ""
+    wrecked: bool = False
+    """no order to switch it on helps"""
 
     def __post_init__(self) -> None:
         self.machine = self.machine or self.name
@@ -80,7 +82,7 @@ class Cluster:
         self.oracles = Oracles(self)
         self.server = FakeServer(on_commit=self.oracles.committed)
         self.fabric = FaultyFabric(lambda: self.now, on_event=self._event)
-        self.fabric.apart, self.fabric.locks = set(), {}
+        self.fabric.apart, self.fabric.stalled, self.fabric.locks = set(), set(), {}
         self.fabric.on_end, self.fabric.on_refusal = self.oracles.ended, self._refused
         self.passes: Callable[[Daemon, float, str], None] = lambda _daemon, _seconds, _what: None
         """called when a call of a daemon takes its time; what the others do in there comes first"""
@@ -148,7 +150,7 @@ class Cluster:
 
     def power_on(self, name: str) -> None:
         host = self.hosts[name]
-        if not host.power:
+        if not host.power and not host.wrecked:
             host.power, host.boot = True, host.boot + 1
             host.hypervisor.power_on()
             host.down_since = self.now
@@ -374,6 +376,8 @@ class Daemon:
         if now >= self.due["fence"]:
             self.due["fence"] = now + 1.0
             self._on_thread("fence", self._fence)
+        if self.instances._lock.locked():
+            return None  # a visit stands in the middle of it, below us on the stack: the others wait for it
         if self.queue.run_due(most) == BUSY:
             raise Violation(f"{self.host.name}: visits without an end")
         return None

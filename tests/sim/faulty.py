@@ -23,9 +23,12 @@ LOCKED = 'process exited while connecting to monitor: Failed to get "write" lock
 
 
 class FaultyFabric(Fabric):
-    """`apart`: pairs of machines whose direct path is cut; `locks`: VM → until when its image is locked for everybody."""
+    """`apart`: pairs of machines whose direct path is cut; `stalled`: sources whose migrations move no byte; `locks`: VM → until when its
+    image is locked for everybody.
+    """
 
     apart: set[frozenset[str]]
+    stalled: set[str]
     locks: dict[str, float]
     on_end: Callable[[str, str, Copy, str], None]
     on_refusal: Callable[[str, str, str], None]
@@ -35,6 +38,8 @@ class FaultyFabric(Fabric):
         source = self.hosts[job.source]
         if job.phase == "indoubt" and isinstance(source, FaultyHypervisor) and job.uuid in source.hung:
             job.seen = self.clock()  # a monitor that hangs is told nothing, by libvirt neither
+            return
+        if job.source in self.stalled and job.phase == "perform" and not job.aborted:
             return
         super().advance(job, lost or cut, resumed)
 

@@ -71,6 +71,8 @@ class Oracles:
         """machine, VM → when its starts there were refused, and of what kind"""
         self.died: dict[str, float] = {}
         """VM → when its QEMU last died by itself"""
+        self.judged: frozenset[str] = frozenset()
+        """the names of `faults.JUDGED` that count here"""
         self.moves = 0
         """writes of daemons to claims, fences and VMs' words"""
         self.lately: list[str] = []
@@ -238,10 +240,10 @@ class Oracles:
 
     def off_is_sent(self, by: str, hit: Host | None) -> None:
         """I9: power goes off only where a fence is under way at that moment. `hit`: whose controller it is."""
-        if hit is None or not hit.power:
+        if hit is None or not hit.power or "fresh power-off" not in self.judged:
             return
         fence = self._fences.get(schema.fence(hit.name))
-        if isinstance(fence, Fence) and (fence.phase is FencePhase.UP or self._machine(fence.inc) is not hit):
+        if isinstance(fence, Fence) and fence.phase is FencePhase.UP:
             raise Violation(f"I9: {by} sends a power-off to {hit.machine}, whose fence says {fence.phase.value} {fence.inc}")
 
     # ----------------------------------------------------------------------------------------------------------- guests
@@ -275,5 +277,7 @@ class Oracles:
             return
         since = self._born.get(copy.life, 0.0)
         ordered = self._ending.get(uuid, -ORDER_S) >= since - ORDER_S or self._cluster.server.text(schema.domain_key(uuid, "state")) in ENDING
-        if not ordered and self._shaken.get(hosts[machine].name, -1.0) < since:
+        claim = self._claims.get(schema.claim(uuid))
+        asked = claim is not None and claim.op is not None and claim.op.phase.value == "query" and "asked copy" not in self.judged
+        if not ordered and not asked and self._shaken.get(hosts[machine].name, -1.0) < since:
             raise Violation(f"I5: {machine}: {uuid[:4]} {what} in its life {copy.life}, and nobody has ordered it")

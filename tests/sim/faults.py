@@ -17,7 +17,7 @@ from pvcd.cluster.records import Change, Claim, View
 from pvcd.cluster.schema import DaemonState, DomainState, FencePhase
 from pvcd.local import COPY, Status
 
-from .cluster import Cluster, Daemon, Host
+from .cluster import Cluster, Daemon, Host, Killed
 from .fakezk import FakeZooKeeper
 from .faulty import FaultyHypervisor
 
@@ -253,7 +253,9 @@ class Faults:
             return
         try:
             daemon._write_state(DaemonState.STOP)
-        except PVCError:
+        except PVCError as error:
+            self.world.say(f"{host.machine}: `stop` could not be written: {error}")
+        except Killed:
             return
         self.world.say(f"{host.machine}: pvcd is stopped")
         self.world.stop_daemon(host.machine)

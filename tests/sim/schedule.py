@@ -32,7 +32,7 @@ from .oracles import Outside, Violation
 VMS = ("aaaa0000-0000-4000-8000-000000000001", "bbbb0000-0000-4000-8000-000000000002")
 STEPS = 700
 HEAL_S = 900.0
-QUIET_S, QUIET_MOVES = 30.0, 10
+QUIET_S, QUIET_MOVES, QUIET_TIMES = 30.0, 10, 4
 """At rest, and with a guest that somebody has paused, no more writes than this come in such a time."""
 RESTORED_S = 120.0
 SHOWN = 60
@@ -317,11 +317,13 @@ class Schedule:
 
     def _quiet(self, most: int) -> None:
         """I14: no two rows, or nodes, undo each other's work without end."""
-        before = self.world.oracles.moves
-        self.world.run(QUIET_S, 1.0)
-        moves = self.world.oracles.moves - before
-        if moves > most:
-            raise Violation(f"I14: {moves} writes in {QUIET_S:.0f} s, and nothing comes of them: {'; '.join(self.world.oracles.lately)}")
+        for _ in range(QUIET_TIMES):  # work that was still to be done may take one or two of them
+            before = self.world.oracles.moves
+            self.world.run(QUIET_S, 1.0)
+            moves = self.world.oracles.moves - before
+            if moves <= most:
+                return
+        raise Violation(f"I14: {moves} writes in {QUIET_S:.0f} s, and nothing comes of them: {'; '.join(self.world.oracles.lately)}")
 
     def restored(self) -> None:
         """I15: data that is older than what has happened since is no order: nothing that runs is touched, nothing is started."""

@@ -20,7 +20,6 @@ from collections.abc import Callable, Collection
 
 from pvcd.cluster import fences, requests, schema
 from pvcd.cluster.errors import PVCError
-from pvcd.cluster.records import Fence
 from pvcd.cluster.schema import DomainState, FencePhase, VMState
 from pvcd.cluster.store import Store
 

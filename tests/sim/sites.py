@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 from unittest import mock
 
-from pvcd.cluster import claims, fences, schema
+from pvcd.cluster import claims, fences
 from pvcd.cluster.claims import Actor
 from pvcd.cluster.records import Change, Check, Claim, ClaimRecord, DomainRecord, Fence, FenceRecord, Hold, NodeRecord, Operation, View
 from pvcd.cluster.schema import FencePhase, OpPhase, VMState

@@ -154,7 +154,8 @@ class Daemon:
             feeding_s(os.environ, os.getpid()))
         self.collector = Collector(self.hypervisor, self.instances, self.keepalive, config.keepalive_interval, _say)
         self.ensemble = Ensemble(self.zk, STATE_DIRECTORY, _say, lambda servers: self.keepalive.leave({"zookeeper": servers}))
-        self.ground = Ground(config, host, self.hypervisor, self.zk, self.store, self.marks, self.ensemble, STATE_DIRECTORY, _say, utc)
+        self.ground = Ground(config, host, self.hypervisor, self.zk, self.store, self.marks, self.ensemble, STATE_DIRECTORY, _say, utc,
+                             self.notifier.extend)
         self.supervisor = Supervisor()
         self._closed = threading.Event()
         self.liveness = Liveness(self.node, config.keepalive_interval)

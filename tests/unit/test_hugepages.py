@@ -88,5 +88,5 @@ def test_the_recovery_finds_the_free_huge_pages() -> None:
     seen = view(node("a", 9000, ""), node("b", 10, "2048:1000"))
     seen = View({**seen.nodes, "x": NodeRecord("x", DaemonState.DEAD, DomainState.FLUSHED, versions={"": 0})},
                 {**seen.fences, "x": FenceRecord(Fence("x0/0", FencePhase.FENCED), 3)})
-    steps = plan_recovery(Actor("a", "a1/0", 0), seen, {UUID: record}, {UUID: ClaimRecord(dead, 1)}, {UUID: Memory(1024, "default")}, {})
+    steps = plan_recovery(Actor("a", "a1/0", 0), seen, {UUID: record}, {UUID: ClaimRecord(dead, 1)}, {UUID: Memory(1024, "default")}, {}, {})
     assert [step.target for step in steps] == ["b"]

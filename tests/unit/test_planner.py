@@ -355,7 +355,7 @@ def test_a_host_that_is_shut_down_starts_claims_and_receives_nothing(table: list
             assert step.verb is not Verb.CREATE, (holder, step)
             assert step.row != 9 or not step.changes, (holder, step)
         if s.closing and step.row in (42, 43):
-            assert holder.startswith("mine")
+            assert isinstance(s.claim.value, Claim) and ME.holds(s.claim.value), holder
 
 
 def test_words_stay_when_a_host_is_shut_down(table: list[Row]) -> None:

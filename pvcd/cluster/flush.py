@@ -119,7 +119,8 @@ def plan_unflush(me: Actor, cluster: Cluster, ordered: Collection[str] = ()) -> 
     """What a node in `unflush` does next: VMs that run elsewhere and whose `lasthypervisor` is this node come home.
 
     `ordered`: VMs that were told to come home since the word was written; one that was refused is not told twice.
-    `lasthypervisor` stays until the arrival, so that a refused return does not forget the home.
+    `lasthypervisor` stays until the arrival, so that a refused return does not forget the home. A VM whose holder does not run is told, and
+    comes when its holder is back; it is not waited for, or one stopped daemon would keep this node from taking VMs.
     """
     orders, under_way = [], []
     for uuid, record in sorted(cluster.domains.items()):
@@ -127,13 +128,19 @@ def plan_unflush(me: Actor, cluster: Cluster, ordered: Collection[str] = ()) -> 
             continue
         if record.hypervisor == me.node:
             # On its way. The order ends by itself: with the arrival, or taken back within 30 s if it cannot come (rows 13 and 31).
-            under_way += [uuid] if record.state is VMState.MIGRATE else []
+            under_way += [uuid] if record.state is VMState.MIGRATE and _acts(cluster, uuid) else []
             continue
         if uuid in ordered:
             continue
         if record.state is VMState.START:
             changes = (me.mine, *claims.order(record, VMState.MIGRATE, me.node))
             orders.append(Order(uuid, changes, f"unflush: home from {record.hypervisor}", me.node))
-        elif record.state in (VMState.MIGRATE, VMState.RESTART):
+        elif record.state in (VMState.MIGRATE, VMState.RESTART) and _acts(cluster, uuid):
             under_way.append(uuid)
     return NodePlan(tuple(orders), tuple(under_way))
+
+
+def _acts(cluster: Cluster, uuid: str) -> bool:
+    """Somebody carries out what was ordered: its holder runs, or nobody holds it."""
+    held = cluster.claim(uuid).value
+    return not isinstance(held, Claim) or cluster.view.is_running(held.node)

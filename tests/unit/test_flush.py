@@ -113,6 +113,18 @@ def test_an_unflush_is_over_when_what_was_called_is_home_or_refused() -> None:
         assert plan_unflush(ME, cluster(view({"a": 999, "b": 1}), (state, home, last, claim, 1)), ordered={uuid(0)}).done
 
 
+def test_an_unflush_does_not_wait_for_a_holder_that_cannot_act() -> None:
+    """A stopped daemon, or a fence that nobody confirms, would keep this node from taking VMs for as long."""
+    seen = view({"a": 999, "b": 1})
+    stopped = replace(seen, nodes={**seen.nodes, "b": replace(seen.nodes["b"], daemonstate=DaemonState.STOP)})
+    fencing = replace(seen, fences={**seen.fences, "b": FenceRecord(Fence("b1/0", FencePhase.FENCING), 7)})
+    for v in (stopped, fencing):
+        for state, home in ((VMState.MIGRATE, "a"), (VMState.MIGRATE, "b"), (VMState.RESTART, "b")):
+            assert plan_unflush(ME, cluster(v, (state, home, "a", Claim("b", "b1/0"), 1)), ordered={uuid(0)}).done
+        assert plan_unflush(ME, cluster(v, (VMState.START, "b", "a", Claim("b", "b1/0"), 1))).orders, "it comes when its holder is back"
+    assert not plan_unflush(ME, cluster(stopped, (VMState.MIGRATE, "a", "a", None, 1))).done
+
+
 def test_unflush_waits_for_what_is_still_leaving() -> None:
     leaving = replace(HELD, op=Operation("o", OpPhase.RUN, "b", "b1/0"))
     plan = plan_unflush(ME, cluster(view({"a": 999, "b": 1}), (VMState.MIGRATE, "b", "a", leaving, 1)))

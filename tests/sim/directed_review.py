@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Copyright (C) 2026 The PVC developers
+"""Directed schedules of what the parts do to each other: a departure and an outage, a homecoming and a stopped node, two fences and one janitor."""
+from __future__ import annotations
+
+from pvcd.cluster import schema
+
+from .cluster import Cluster
+from .directed import VM, world
+from .directed_bmc import dies, fence_of
+from .directed_departure import word
+from .directed_faults import OTHER, one_life
+
+
+def stops(cluster: Cluster, name: str) -> None:
+    """`systemctl stop pvcd`, as far as the others can see; it stays so."""
+    cluster.stop_daemon(name)
+    cluster.hosts[name].down_since = float("inf")
+    cluster.server.put(schema.node_key(name, "daemonstate"), "stop")
+
+
+# ---------------------------------------------------------------------------------------------------------- the homecoming
+
+def homecoming_from_a_node_that_is_stopped() -> None:
+    """A VM that cannot come, because pvcd is stopped where it runs, keeps no node from taking VMs; it comes when that is back."""
+    cluster = world()
+    cluster.server.put(schema.node_key("a", "domainstate"), "flush")
+    cluster.run(30.0)
+    away = cluster.fabric.running(VM)[0]
+    assert away != "a" and word(cluster, "a") == "flushed"
+    stops(cluster, away)
+    cluster.server.put(schema.node_key("a", "domainstate"), "unflush")
+    cluster.run(90.0)
+    assert word(cluster, "a") == "ready", f"B17: a is {word(cluster, 'a')} as long as {away} is stopped"
+    one_life(cluster, away)
+    cluster.hosts[away].down_since = cluster.now
+    cluster.run(60.0)
+    one_life(cluster, "a")
+
+
+# ---------------------------------------------------------------------------------------------------------------- fences
+
+def two_die_and_their_janitor_reaches_neither() -> None:
+    """Five nodes, two die at once; each of two others reaches none of the controllers, the last one does."""
+    for blind in (("a", "b"), ("a", "e"), ("b", "e")):
+        cluster = Cluster(names=("a", "b", "c", "d", "e"))
+        for node in cluster.names:
+            cluster.start_daemon(node)
+        cluster.run(12.0)
+        for janitor in blind:
+            for dead in ("c", "d"):
+                cluster.bmcs.cut.add((janitor, dead))
+        cluster.bmcs.takes_s.update(c=7.0, d=11.0)
+        cluster.define(VM, "c")
+        cluster.define(OTHER, "d", name="other")
+        cluster.run(5.0)
+        for dead in ("c", "d"):
+            dies(cluster, dead)
+        cluster.run(180.0)
+        for dead in ("c", "d"):
+            assert '"phase":"fencing"' not in fence_of(cluster, dead), f"B4: {dead} waits; blind are {blind}"
+
+
+SCHEDULES = (homecoming_from_a_node_that_is_stopped, two_die_and_their_janitor_reaches_neither)

@@ -86,11 +86,14 @@ class Instances:
             self._env.nudge(DOMAINS)
 
     def in_flight(self) -> list[str]:
-        """VMs that come here and are not resumed yet, or leave and are not handed over yet: they would be paused until pvcd is back."""
-        found = []
+        """VMs that come here, or may at any moment, and are not resumed yet, or leave and are not handed over yet: they would be paused until
+        pvcd is back.
+        """
+        actor, found = self._env.actor(), []
         for uuid, vm in list(self.domains.items()):
-            claim = vm.claim.value
-            if isinstance(claim, Claim) and claim.op and claim.op.phase is not OpPhase.READY and self._env.node in (claim.node, claim.op.dest):
+            op = vm.claim.value.op if isinstance(vm.claim.value, Claim) else None
+            offered = actor is not None and op is not None and (op.phase, op.dest, op.dinc) == (OpPhase.READY, actor.node, actor.inc)
+            if offered or (op is not None and op.phase is not OpPhase.READY and (vm.held_here or op.dest == self._env.node)):
                 found.append(uuid)
         return found
 

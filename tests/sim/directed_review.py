@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from pvcd.cluster import schema
+from pvcd.cluster.schema import OpPhase
 
 from .cluster import Cluster
-from .directed import VM, world
+from .directed import VM, order, until, world
 from .directed_bmc import dies, fence_of
 from .directed_departure import word
 from .directed_faults import OTHER, one_life
@@ -38,6 +39,23 @@ def homecoming_from_a_node_that_is_stopped() -> None:
     one_life(cluster, "a")
 
 
+# ------------------------------------------------------------------------------------------------------------- the hand-off
+
+def no_migration_to_a_daemon_that_stops() -> None:
+    """It has said that it can take the VM, and is stopped before the source has begun: the guest would be paused there."""
+    cluster = world()
+    order(cluster, hypervisor="c", state="migrate")
+
+    def offered() -> bool:
+        claim = cluster.claim(VM)
+        return claim is not None and claim.op is not None and claim.op.phase is OpPhase.READY
+    until(cluster, offered, "c")
+    stops(cluster, "c")
+    cluster.run(60.0)
+    one_life(cluster, "a")
+    assert cluster.claim(VM).node == "a"
+
+
 # ---------------------------------------------------------------------------------------------------------------- fences
 
 def two_die_and_their_janitor_reaches_neither() -> None:
@@ -61,4 +79,4 @@ def two_die_and_their_janitor_reaches_neither() -> None:
             assert '"phase":"fencing"' not in fence_of(cluster, dead), f"B4: {dead} waits; blind are {blind}"
 
 
-SCHEDULES = (homecoming_from_a_node_that_is_stopped, two_die_and_their_janitor_reaches_neither)
+SCHEDULES = (homecoming_from_a_node_that_is_stopped, no_migration_to_a_daemon_that_stops, two_die_and_their_janitor_reaches_neither)

@@ -71,7 +71,7 @@ class VMInstance:
         """It was looked at, and what runs of it here is claimed by somebody, or none of PVC's business."""
         if self.local.status is Status.UNKNOWN:
             return False
-        return self.local.status is Status.ABSENT or self.claim.value is not None or not self.known
+        return self.local.status is Status.ABSENT or self.claim.value is not None or not self.known or self.outside
 
     def reconcile(self) -> float | None:
         """One visit: at most one effect. Returns when to look again, in seconds."""
@@ -102,7 +102,9 @@ class VMInstance:
             return 1.0
 
     def _end_alone(self) -> float | None:
-        """This host is being shut down, and ZooKeeper is away."""
+        """This host is being shut down, and ZooKeeper is away. What is not PVC's is left to the host."""
+        if self.outside:
+            return None
         now = self._env.clock()
         self.local = local = self._env.hypervisor.look(self.uuid)
         since = None if self._shutdown_since is None else now - self._shutdown_since

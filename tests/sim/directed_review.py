@@ -7,7 +7,7 @@ from pvcd.cluster import schema
 from pvcd.cluster.schema import OpPhase
 
 from .cluster import Cluster
-from .directed import VM, order, until, world
+from .directed import VM, order, rest, turns, until, world
 from .directed_bmc import dies, fence_of
 from .directed_departure import word
 from .directed_faults import OTHER, one_life
@@ -56,6 +56,23 @@ def no_migration_to_a_daemon_that_stops() -> None:
     assert cluster.claim(VM).node == "a"
 
 
+def source_that_may_not_act_in_the_data_phase() -> None:
+    """ZooKeeper was restored, and nobody may move a claim until a person has looked: the guest must not arrive, and wait for that paused."""
+    cluster = world()
+    order(cluster, hypervisor="c", state="migrate")
+    until(cluster, lambda: bool(cluster.fabric.jobs()), *cluster.names)
+    job = cluster.fabric.jobs()[0]
+    cluster.fabric.advance(job)
+    cluster.server.put(schema.FENCES, '{"hold":true,"until":null,"by":"b","restored":true}')
+    turns(cluster, 20.0, *cluster.names)
+    assert job.aborted, "its guest would be paused for as long as nobody looks"
+    cluster.run(300.0)
+    one_life(cluster, "a")
+    cluster.server.put(schema.FENCES, "")
+    rest(cluster)
+    one_life(cluster, "a")
+
+
 # ---------------------------------------------------------------------------------------------------------------- fences
 
 def two_die_and_their_janitor_reaches_neither() -> None:
@@ -79,4 +96,5 @@ def two_die_and_their_janitor_reaches_neither() -> None:
             assert '"phase":"fencing"' not in fence_of(cluster, dead), f"B4: {dead} waits; blind are {blind}"
 
 
-SCHEDULES = (homecoming_from_a_node_that_is_stopped, no_migration_to_a_daemon_that_stops, two_die_and_their_janitor_reaches_neither)
+SCHEDULES = (homecoming_from_a_node_that_is_stopped, no_migration_to_a_daemon_that_stops, source_that_may_not_act_in_the_data_phase,
+             two_die_and_their_janitor_reaches_neither)

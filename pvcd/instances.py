@@ -111,9 +111,13 @@ class Instances:
         return [uuid for uuid, vm in list(self.domains.items()) if vm.held_here and vm.local.status is Status.RUNNING]
 
     def strangers(self, guests: Iterable[Guest]) -> dict[str, str]:
-        """UUID → name of the guests that run here outside PVC: without keys, or with keys and libvirt's own."""
-        known = {uuid: vm for uuid, vm in list(self.domains.items()) if not vm.outside}
-        return {guest.uuid: guest.name for guest in guests if guest.uuid not in known}
+        """UUID → name of the guests that run here outside PVC: with keys and libvirt's own, or without keys. Those with keys come first: the
+        others must not start such a VM, and a long list is cut.
+        """
+        vms = dict(self.domains)
+        found = sorted((guest for guest in guests if guest.uuid not in vms or vms[guest.uuid].outside),
+                       key=lambda guest: (guest.uuid not in vms or not vms[guest.uuid].known, guest.uuid))
+        return {guest.uuid: guest.name for guest in found}
 
     def _sync_domains(self) -> None:
         """An instance for each VM with keys, and for each that runs here or is held here although its keys are gone."""

@@ -73,6 +73,24 @@ def source_that_may_not_act_in_the_data_phase() -> None:
     one_life(cluster, "a")
 
 
+# ------------------------------------------------------------------------------------------------------------ outside PVC
+
+def it_runs_outside_among_many() -> None:
+    """More guests run outside PVC than a node can name: the one that PVC knows is named, so that nobody starts it elsewhere."""
+    cluster = world("b", "stop")
+    held = cluster.hosts["a"]
+    for number in range(100):
+        held.hypervisor.virsh_start(f"00000000-0000-4000-8000-{number:012d}", f"other-{number}", 1)
+    held.hypervisor.virsh_start(VM, "old1")
+    cluster.run(12.0)
+    held.zk.cut()  # the node that has it hears of nothing for a moment
+    order(cluster, state="start")
+    cluster.run(8.0)
+    held.zk.heal()
+    cluster.run(30.0)
+    one_life(cluster, cluster.fabric.running(VM)[0])
+
+
 # ---------------------------------------------------------------------------------------------------------------- fences
 
 def two_die_and_their_janitor_reaches_neither() -> None:
@@ -97,4 +115,5 @@ def two_die_and_their_janitor_reaches_neither() -> None:
 
 
 SCHEDULES = (homecoming_from_a_node_that_is_stopped, no_migration_to_a_daemon_that_stops, source_that_may_not_act_in_the_data_phase,
+             it_runs_outside_among_many,
              two_die_and_their_janitor_reaches_neither)

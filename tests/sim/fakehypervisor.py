@@ -288,7 +288,7 @@ class FakeHypervisor:
 
     def kept(self) -> tuple[Kept, ...]:
         self._answer()
-        return tuple(Kept(uuid, copy.name, True) for uuid, copy in sorted(self.copies.items()) if copy.autostart)
+        return tuple(Kept(uuid, copy.name, copy.autostart) for uuid, copy in sorted(self.copies.items()) if copy.autostart or copy.persistent)
 
     def create(self, xml: str) -> None:
         self.before_effect("create")

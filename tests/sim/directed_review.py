@@ -9,7 +9,7 @@ from pvcd.cluster.schema import OpPhase
 from .cluster import Cluster
 from .directed import VM, order, rest, turns, until, world
 from .directed_bmc import dies, fence_of
-from .directed_departure import word
+from .directed_departure import leaves, word
 from .directed_faults import OTHER, one_life
 
 
@@ -53,7 +53,8 @@ def no_migration_to_a_daemon_that_stops() -> None:
     stops(cluster, "c")
     cluster.run(60.0)
     one_life(cluster, "a")
-    assert cluster.claim(VM).node == "a"
+    claim = cluster.claim(VM)
+    assert claim is not None and claim.node == "a"
 
 
 def source_that_may_not_act_in_the_data_phase() -> None:
@@ -71,6 +72,39 @@ def source_that_may_not_act_in_the_data_phase() -> None:
     cluster.server.put(schema.FENCES, "")
     rest(cluster)
     one_life(cluster, "a")
+
+
+def destination_is_shut_down_behind_its_offer() -> None:
+    """A VM that is on its way to a host that is told to shut down, or to be flushed, at any moment of the way: it is sent on, in its one life."""
+    for leaving in (True, False):
+        for phase in ("ready", "prepare", "perform", "finish", "confirm"):
+            cluster = _on_its_way(phase)
+            if leaving:
+                leaves(cluster, "c")
+            else:
+                cluster.server.put(schema.node_key("c", "domainstate"), "flush")
+                cluster.run(60.0)
+                assert word(cluster, "c") == "flushed"
+            one_life(cluster, cluster.fabric.running(VM)[0])
+            claim = cluster.claim(VM)
+            assert cluster.fabric.running(VM) != ["c"] and claim is not None and claim.node != "c"
+
+
+def _on_its_way(phase: str) -> Cluster:
+    """A migration from a to c that has come so far."""
+    cluster = world()
+    order(cluster, hypervisor="c", state="migrate")
+    until(cluster, lambda: _at(cluster, phase), *cluster.names)
+    return cluster
+
+
+def _at(cluster: Cluster, phase: str) -> bool:
+    claim, jobs = cluster.claim(VM), cluster.fabric.jobs()
+    if phase == "ready":
+        return claim is not None and claim.op is not None
+    if jobs and jobs[0].phase != phase:
+        cluster.fabric.advance(jobs[0])
+    return bool(jobs) and jobs[0].phase == phase
 
 
 # ------------------------------------------------------------------------------------------------------------ outside PVC
@@ -115,5 +149,4 @@ def two_die_and_their_janitor_reaches_neither() -> None:
 
 
 SCHEDULES = (homecoming_from_a_node_that_is_stopped, no_migration_to_a_daemon_that_stops, source_that_may_not_act_in_the_data_phase,
-             it_runs_outside_among_many,
-             two_die_and_their_janitor_reaches_neither)
+             destination_is_shut_down_behind_its_offer, it_runs_outside_among_many, two_die_and_their_janitor_reaches_neither)

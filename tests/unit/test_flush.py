@@ -129,3 +129,18 @@ def test_unflush_waits_for_what_is_still_leaving() -> None:
     leaving = replace(HELD, op=Operation("o", OpPhase.RUN, "b", "b1/0"))
     plan = plan_unflush(ME, cluster(view({"a": 999, "b": 1}), (VMState.MIGRATE, "b", "a", leaving, 1)))
     assert plan.orders == () and plan.under_way == (uuid(0),)
+
+
+def test_what_is_on_its_way_here_is_waited_for() -> None:
+    """It was agreed to before the flush. `flushed` before its arrival would leave it on a node that is empty by its word."""
+    for phase in (OpPhase.READY, OpPhase.RUN):
+        coming = Claim("b", "b1/0", Operation("o", phase, "a", "a1/0"))
+        seen = view({"a": 9, "b": 9, "c": 9}, {"a": DomainState.FLUSH})
+        plan = plan_flush(ME, cluster(seen, (VMState.MIGRATE, "a", "", coming, 1)))
+        assert plan.under_way == (uuid(0),) and not plan.orders and not plan.done
+        stopped = replace(seen, nodes={**seen.nodes, "b": replace(seen.nodes["b"], daemonstate=DaemonState.STOP)})
+        plan = plan_flush(ME, cluster(stopped, (VMState.MIGRATE, "a", "", coming, 1)))
+        # An offer that nobody takes is nothing; a copy whose source cannot hand it over is said, and not waited for as if it moved.
+        assert plan.done is (phase is OpPhase.READY) and not plan.under_way and [u for u, _ in plan.blocked] == [uuid(0)] * (not plan.done)
+    busy = [(VMState.START, "a", "", HELD, 1)] + [(VMState.MIGRATE, "a", "", coming, 1)] * AT_ONCE
+    assert len(plan_flush(ME, cluster(seen, *busy)).orders) == 1, "arrivals take no place of those that leave"

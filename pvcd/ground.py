@@ -23,10 +23,10 @@ from .machine import Host, Refused, Remembered, recall, refuse_renamed, remember
 from .marks import Marks, TakenBack
 from .registration import Registration, Start
 from .situation import Level
+from .troubles import guests_service
 
 PREFLIGHT_S = 15.0
 """How long libvirt, and then ZooKeeper, may take to answer."""
-GUESTS_SERVICE = Path("/etc/systemd/system/multi-user.target.wants/libvirt-guests.service")
 
 
 class Ground:
@@ -102,6 +102,6 @@ class Ground:
                 what = ("libvirt starts it by itself at boot, when it may run elsewhere already: virsh autostart --disable" if domain.autostart
                         else "libvirt keeps a definition of its own of it: virsh undefine")
                 self._say(Level.WARNING, f"{domain.name}: {what} {domain.name}")
-        if GUESTS_SERVICE.exists():
+        if guests_service():
             self._say(Level.WARNING, "libvirt-guests is enabled: it stops or suspends VMs behind PVC's back when this host goes down. "
                                      "systemctl disable --now libvirt-guests.service")

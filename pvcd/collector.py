@@ -37,10 +37,11 @@ class Collector:
 
     def run(self, stop: threading.Event) -> None:
         """The thread."""
-        seen: set[str] = set()
+        seen: tuple[set[str], str] = (set(), "")
         while not stop.is_set():
             self._wake.clear()
             self._keepalive.leave(measure(None))
+            before = self._instances.known()
             try:
                 guests = self._hypervisor.inventory()
             except PVCError as error:
@@ -51,12 +52,12 @@ class Collector:
             self._libvirt_answers("")
             known = set(self._instances.domains)
             running = {guest.uuid for guest in guests if guest.uuid in known}
-            outside = encode_strangers(self._instances.strangers(guests))
+            outside = encode_strangers(self._instances.strangers(guests, before))
             self._keepalive.leave({**measure(sorted(running), len(guests)), "strangers": outside, "troubles": self._troubles.told(guests)})
             self._instances.inventory_seen(guests)
-            if running != seen:
-                self._keepalive.wake()  # people wait for this list to change; the next tick may be seconds away
-            seen = running
+            if (running, outside) != seen:
+                self._keepalive.wake()  # people wait for these lists to change; the next tick may be seconds away
+            seen = running, outside
             stop.wait(PAUSE_S)
             self._wake.wait(self._tick_s)
 

@@ -7,7 +7,7 @@ Watches and events only nudge a key. Visits run on the reconcile workers, which 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from .cluster import schema
 from .cluster.errors import Unreachable
@@ -107,9 +107,15 @@ class Instances:
         """VMs that this node holds and that ran here at their last visit."""
         return [uuid for uuid, vm in list(self.domains.items()) if vm.held_here and vm.local.status is Status.RUNNING]
 
-    def strangers(self, guests: Iterable[Guest]) -> dict[str, str]:
-        """UUID → name of the guests that run here outside PVC: without keys, or with keys and libvirt's own."""
-        known = {uuid: vm for uuid, vm in list(self.domains.items()) if not vm.outside}
+    def known(self) -> set[str]:
+        """UUIDs of PVC's own VMs. One that is undefined, or defined, while libvirt is asked, belongs to it before or after that."""
+        return {uuid for uuid, vm in list(self.domains.items()) if not vm.outside}
+
+    def strangers(self, guests: Iterable[Guest], before: Collection[str] = ()) -> dict[str, str]:
+        """UUID → name of the guests that run here outside PVC: without keys, or with keys and libvirt's own. `before`: what was `known` when
+        libvirt was asked for `guests`.
+        """
+        known = self.known() | set(before)
         return {guest.uuid: guest.name for guest in guests if guest.uuid not in known}
 
     def _sync_domains(self) -> None:

@@ -54,8 +54,8 @@ class VMInstance:
         self._crashed_since: float | None = None
         self._resumed_at: float | None = None
         self._first = True
-        self._slow = False
-        """its visits are in the slow lane"""
+        self.slow = False
+        """its monitor does not answer: its visits are in the slow lane"""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -65,6 +65,11 @@ class VMInstance:
     def held_here(self) -> bool:
         """This node holds the claim, as last read."""
         return isinstance(self.claim.value, Claim) and self.claim.value.node == self._env.node
+
+    @property
+    def settled_here(self) -> bool:
+        """Held here, and no migration is under way, as last read."""
+        return self.held_here and isinstance(self.claim.value, Claim) and self.claim.value.op is None
 
     @property
     def settled(self) -> bool:
@@ -85,9 +90,9 @@ class VMInstance:
         except (Unreachable, OutcomeUnknown):
             self._abort_if_cut_off("this node does not reach ZooKeeper")
             return 1.0
-        if situation.local.slow is not self._slow:
+        if situation.local.slow is not self.slow:
             self._mark_slow(situation.local.slow)
-            if self._slow:
+            if self.slow:
                 return SOON_S  # acts in the slow lane: what it asks of this guest may hang as well
         step = plan_domain(situation)
         self.outside = step.row == 44 or (step.row == 16 and not self.known and self.local.status is not Status.ABSENT)
@@ -369,6 +374,7 @@ class VMInstance:
             self._env.hypervisor.create(raw.decode("utf-8"))
         except HypervisorError as error:
             self._attempts.error(self._env.clock(), str(error), error.permanent, error.hopeless)
+            self._env.refused_starts[self.uuid] = (str(error), self._env.clock())
             self._env.say(Level.WARNING, f"{self.uuid}: not started: {error}")
             self._env.store.write_meta(self.uuid, {"reason": f"not started: {error}", "at": self._env.utc()})
             return SOON_S
@@ -376,6 +382,7 @@ class VMInstance:
             self._attempts.unanswered(self._env.clock())
             return self._failed(step, error)
         self._forget_avoided()
+        self._env.refused_starts.pop(self.uuid, None)
         self._env.note(self.uuid, "started", f"wanted on {self._env.node}")
         return SOON_S
 
@@ -396,7 +403,7 @@ class VMInstance:
         return step.retry_s
 
     def _mark_slow(self, slow: bool) -> None:
-        self._slow = slow
+        self.slow = slow
         self._env.mark_slow(self.key, slow)
 
     def _tell(self, step: Step) -> bool:

@@ -49,6 +49,7 @@ from .registration import Start, adoptable
 from .situation import Level
 from .standing import Standing
 from .supervisor import Supervisor
+from .troubles import Troubles
 from .view import ViewCache
 
 CONFIGURATION_ERROR, MAY_COME_LATER = 78, 1
@@ -156,7 +157,8 @@ class Daemon:
             self.store, self.standing, self.marks, config.keepalive_interval, self.clock, time.time, _say, self._acknowledged, self._exit,
             self._rewrite, lambda: self.cache.current().nodes.get(self.node), self.notifier.watchdog, self._refused,
             feeding_s(os.environ, os.getpid()))
-        self.collector = Collector(self.hypervisor, self.instances, self.keepalive, config.keepalive_interval, _say)
+        self.collector = Collector(self.hypervisor, self.instances, self.keepalive, Troubles(self.env, self.instances, self.hypervisor.kept),
+                                   config.keepalive_interval, _say)
         self.ensemble = Ensemble(self.zk, STATE_DIRECTORY, _say, lambda servers: self.keepalive.leave({"zookeeper": servers}))
         self.ground = Ground(config, host, self.hypervisor, self.zk, self.store, self.marks, self.ensemble, STATE_DIRECTORY, _say, utc,
                              self.notifier.extend)
@@ -412,6 +414,7 @@ class Daemon:
 
     def _refused(self, reason: str) -> None:
         """What must not act says so in `systemctl status`; afterwards everything is looked at again."""
+        self.env.refuses = reason
         self.notifier.status(reason or f"running as {self.node}, incarnation {self.standing.inc}")
         if not reason:
             self.instances.resync()

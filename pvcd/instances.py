@@ -7,7 +7,7 @@ Watches and events only nudge a key. Visits run on the reconcile workers, which 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from .cluster import schema
 from .cluster.errors import Unreachable
@@ -110,12 +110,16 @@ class Instances:
         """VMs that this node holds and that ran here at their last visit."""
         return [uuid for uuid, vm in list(self.domains.items()) if vm.held_here and vm.local.status is Status.RUNNING]
 
-    def strangers(self, guests: Iterable[Guest]) -> dict[str, str]:
+    def known(self) -> set[str]:
+        """UUIDs of PVC's own VMs. One that is undefined, or defined, while libvirt is asked, belongs to it before or after that."""
+        return {uuid for uuid, vm in list(self.domains.items()) if not vm.outside}
+
+    def strangers(self, guests: Iterable[Guest], before: Collection[str] = ()) -> dict[str, str]:
         """UUID → name of the guests that run here outside PVC: with keys and libvirt's own, or without keys. Those with keys come first: the
-        others must not start such a VM, and a long list is cut.
+        others must not start such a VM, and a long list is cut. `before`: what was `known` when libvirt was asked for `guests`.
         """
-        vms = dict(self.domains)
-        found = sorted((guest for guest in guests if guest.uuid not in vms or vms[guest.uuid].outside),
+        vms, known = dict(self.domains), self.known() | set(before)
+        found = sorted((guest for guest in guests if guest.uuid not in known),
                        key=lambda guest: (guest.uuid not in vms or not vms[guest.uuid].known, guest.uuid))
         return {guest.uuid: guest.name for guest in found}
 

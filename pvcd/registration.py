@@ -134,7 +134,7 @@ class Registration:
         node = self._store.node(self._node)
         defaults = {"daemonstate": DaemonState.STOP.value, "domainstate": DomainState.READY.value, "memfree": "0", "memused": "0",
                     "cpuload": "0.0", "runningdomains": "", "domainscount": "0", "keepalive": "0", "libvirtstate": "",
-                    "zookeeper": "", "strangers": "{}", "hugepages": ""}
+                    "zookeeper": "", "strangers": "{}", "hugepages": "", "troubles": "[]"}
         wanted = {**defaults, "machineid": self._machine_id, **values}
         changes: list[Change] = [] if node.exists else [Create(schema.node(self._node), schema.NODE_VALUE)]
         present = self._store.node_key_names(self._node)

@@ -20,6 +20,7 @@ from .schema import OpPhase, VMState
 
 AT_ONCE = 4
 """Migrations of one flush that are under way at the same time."""
+TURN = "waits for its turn"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def plan_flush(me: Actor, cluster: Cluster, paused: Collection[str] = (), at_onc
         elif uuid in paused:
             blocked.append((uuid, "was refused elsewhere; tried again soon"))
         elif held and len(under_way) >= at_once:
-            blocked.append((uuid, "waits for its turn"))
+            blocked.append((uuid, TURN))
         else:
             placed = planning.choose(cluster.sizes.get(uuid) or 0, {me.node})
             if placed.target is None:

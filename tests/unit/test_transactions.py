@@ -102,7 +102,8 @@ def test_the_moves_of_a_claim() -> None:
     is_exactly(claims.adopt(ME, UUID, read(None)), MINE, claimed(HELD))
     is_exactly(claims.offer(ME, r, read(OTHERS), "op1", (speaks,)), MINE, speaks, STATE, HOME, claimed(replace(OTHERS, op=DEST_A)))
     is_exactly(claims.withdraw(ME, UUID, read(replace(OTHERS, op=DEST_A))), MINE, claimed(OTHERS))
-    is_exactly(claims.begin(ME, r, read(replace(HELD, op=DEST_B))), MINE, STATE, HOME, claimed(replace(HELD, op=op)))
+    runs = Check(schema.node_key("b", "daemonstate"), 12)
+    is_exactly(claims.begin(ME, r, read(replace(HELD, op=DEST_B)), (runs,)), MINE, runs, STATE, HOME, claimed(replace(HELD, op=op)))
     is_exactly(claims.hand_over(ME, UUID, read(replace(HELD, op=replace(op, v=1))), "b2/0", (fence,)), MINE, fence,
                claimed(Claim("b", "b2/0", replace(op, phase=OpPhase.GIVEN))))
     run = replace(DEST_A, phase=OpPhase.RUN)

@@ -156,7 +156,8 @@ class Daemon:
         self.collector = Collector(self.hypervisor, self.instances, self.keepalive, Troubles(self.env, self.instances, self.hypervisor.kept),
                                    config.keepalive_interval, _say)
         self.ensemble = Ensemble(self.zk, STATE_DIRECTORY, _say, lambda servers: self.keepalive.leave({"zookeeper": servers}))
-        self.ground = Ground(config, host, self.hypervisor, self.zk, self.store, self.marks, self.ensemble, STATE_DIRECTORY, _say, utc)
+        self.ground = Ground(config, host, self.hypervisor, self.zk, self.store, self.marks, self.ensemble, STATE_DIRECTORY, _say, utc,
+                             self.notifier.extend)
         self.supervisor = Supervisor()
         self._closed = threading.Event()
         self.liveness = Liveness(self.node, config.keepalive_interval)

@@ -27,15 +27,19 @@ from .troubles import guests_service
 
 PREFLIGHT_S = 15.0
 """How long libvirt, and then ZooKeeper, may take to answer."""
+AFTER_WATCH_S = 100.0
+"""What may follow the watch for another host of this name: the wait for a late power-off, the first visits, and calls."""
 
 
 class Ground:
-    """`directory` is where this host keeps what it remembers; `utc()` the wall clock as keys hold it."""
+    """`directory` is where this host keeps what it remembers; `utc()` the wall clock as keys hold it; `extend(seconds)` asks
+    systemd for so much more time to start.
+    """
 
     def __init__(self, config: Config, host: Host, hypervisor: LibvirtHypervisor, zk: ZooKeeper, store: Store, marks: Marks, ensemble: Ensemble,
-                 directory: Path, say: Callable[[Level, str], None], utc: Callable[[], str]) -> None:
+                 directory: Path, say: Callable[[Level, str], None], utc: Callable[[], str], extend: Callable[[float], None]) -> None:
         self._config, self._host, self._hypervisor, self._zk, self._store = config, host, hypervisor, zk, store
-        self._marks, self._ensemble, self._directory, self._say = marks, ensemble, directory, say
+        self._marks, self._ensemble, self._directory, self._say, self._extend = marks, ensemble, directory, say, extend
         self._remembered = Remembered()
         self.registration = Registration(store, hypervisor, host, utc(), lambda text: say(Level.CRITICAL, text))
 
@@ -84,6 +88,7 @@ class Ground:
         if watched_s:
             self._say(Level.INFO, f"{self._host.node} is registered under another boot: watches for {watched_s:g} s whether another host of this "
                                   "name is alive")
+            self._extend(watched_s + AFTER_WATCH_S)  # ticks may be long
             threading.Event().wait(watched_s)  # also when told to stop: only a registered node can write `stop`
         start, version = self.registration.run(static, self._remembered.is_other_boot(boot))
         remember(self._directory, self._host, boot)

@@ -3,7 +3,10 @@
 """Directed schedules about the death of nodes: silence, proof, controllers that lie, the brake, cold starts."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pvcd.cluster import schema
+from pvcd.cluster.records import Change, Write
 
 from .cluster import Cluster, Daemon
 from .directed import VM, once, world
@@ -146,5 +149,32 @@ def zookeeper_away() -> None:
     assert not any("the fence is committed" in line for line in cluster.log)
 
 
-SCHEDULES = (cut_off_and_bmc_dead, controller_ignores_off, controller_reports_off_once, controller_of_another_machine, controller_lies_and_the_node_is_linked,
-             janitor_dies_at_each_step, two_of_three_silent, whole_cluster_boots_cold, zookeeper_away)
+def keepalive_right_before_the_commit() -> None:
+    """The link heals when the commit of the fence is on its way already: the keepalive comes first, and the commit does not count."""
+    cluster, woke = world(), list[str]()
+    silent(cluster, "a")
+    cluster.hosts["a"].bmc = "dead"
+
+    def guard(name: str) -> None:
+        zk = cluster.hosts[name].zk
+        original = zk.before_commit
+
+        def before(changes: Sequence[Change]) -> None:
+            daemon = cluster.hosts["a"].daemon
+            if not woke and daemon is not None and any(change.path == schema.fence("a") and isinstance(change, Write) for change in changes):
+                woke.append(name)
+                cluster.hosts["a"].zk.heal()
+                daemon.keepalive.round()
+            original(changes)
+        zk.before_commit = before
+    guard("b")
+    guard("c")
+    cluster.run(60.0)
+    assert woke and not any("the fence is committed" in line for line in cluster.log)
+    assert '"phase":"up"' in (cluster.server.text(schema.fence("a")) or "")
+    once(cluster, "a")
+
+
+SCHEDULES = (
+    keepalive_right_before_the_commit, cut_off_and_bmc_dead, controller_ignores_off, controller_reports_off_once, controller_of_another_machine,
+    controller_lies_and_the_node_is_linked, janitor_dies_at_each_step, two_of_three_silent, whole_cluster_boots_cold, zookeeper_away)

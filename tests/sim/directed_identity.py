@@ -287,7 +287,7 @@ def started_by_libvirt_at_boot() -> None:
     hypervisor = cluster.hosts["a"].hypervisor
     hypervisor.before_effect = lambda _what: None
     hypervisor.create(cluster.word(VM, "xml") or "")
-    hypervisor.copies[VM].autostart = True
+    hypervisor.copies[VM].persistent = hypervisor.copies[VM].autostart = True
     cluster.run(25.0)
     assert cluster.server.text(schema.node_key("a", "incarnation")) == "a2/0", "it does not join"
     cluster.run(35.0)

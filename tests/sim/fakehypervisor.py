@@ -34,6 +34,7 @@ class Copy:
     arrived: bool = False
     """it came by a migration; libvirt does not say so"""
     autostart: bool = False
+    """and libvirt starts it at each boot, if it is persistent"""
 
 
 @dataclass
@@ -284,11 +285,11 @@ class FakeHypervisor:
 
     def starts_by_itself(self, uuid: str) -> bool:
         self._answer()
-        return uuid in self.copies and self.copies[uuid].autostart
+        return uuid in self.copies and self.copies[uuid].persistent and self.copies[uuid].autostart
 
     def kept(self) -> tuple[Kept, ...]:
         self._answer()
-        return tuple(Kept(uuid, copy.name, True) for uuid, copy in sorted(self.copies.items()) if copy.autostart)
+        return tuple(Kept(uuid, copy.name, copy.autostart) for uuid, copy in sorted(self.copies.items()) if copy.persistent)
 
     def create(self, xml: str) -> None:
         self.before_effect("create")

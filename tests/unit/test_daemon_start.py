@@ -216,9 +216,12 @@ def test_another_host_of_the_name_that_lives_keeps_this_one_out(machine: Machine
         found = real(self)
         machine.server.put(ALIVE, "9")
         return found
+    extended: list[float] = []
+    machine.monkeypatch.setattr(daemon.Notifier, "extend", lambda _self, seconds: extended.append(seconds))
     machine.monkeypatch.setattr(registration.Registration, "look", look)
     assert machine.run() == daemon.NEEDS_AN_OPERATOR and "another host of this name is alive" in machine.said[-1]
     assert '"inc":"b0/0"' in (machine.text(schema.fence("a")) or "")
+    assert extended and extended[0] > 60.0, "systemd ends a start that takes two minutes"
 
 
 def test_what_libvirt_would_start_by_itself_is_named(machine: Machine) -> None:
@@ -226,6 +229,6 @@ def test_what_libvirt_would_start_by_itself_is_named(machine: Machine) -> None:
     uuid = "11111111-2222-4333-8444-555555555555"
     machine.server.put(schema.domain(uuid), "web1")
     machine.hypervisor.create(f"<domain><name>web1</name><uuid>{uuid}</uuid><memory unit='MiB'>64</memory></domain>")
-    machine.hypervisor.copies[uuid].autostart = True
+    machine.hypervisor.copies[uuid].persistent = machine.hypervisor.copies[uuid].autostart = True
     assert machine.run() == 0
     assert any("virsh autostart --disable web1" in text for text in machine.said)

@@ -131,7 +131,8 @@ def test_a_guest_under_a_claim_of_an_older_boot_cannot_be() -> None:
     node.guest(Claim("a", "b0/0"))
     with pytest.raises(Refused, match="read wrongly"):
         node.start("b1")
-    node.hypervisor.copies[UUID].autostart = True  # also when libvirt would start it: this host does not know that it has booted
+    # Also when libvirt would start it: this host does not know that it has booted.
+    node.hypervisor.copies[UUID].persistent = node.hypervisor.copies[UUID].autostart = True
     with pytest.raises(Refused, match="virsh autostart --disable web1"):
         node.start("b1")
     assert node.fence().inc == "b0/0" and len(node.hypervisor.inventory()) == 1
@@ -291,7 +292,7 @@ def test_what_libvirt_has_started_at_boot_goes_and_the_cause_is_told() -> None:
     node = Node()
     node.start("b0")
     node.guest(Claim("a", "b0/0"))
-    node.hypervisor.copies[UUID].autostart = True
+    node.hypervisor.copies[UUID].persistent = node.hypervisor.copies[UUID].autostart = True
     assert node.start("b1", booted=True)[0].rule == "R2"
     assert node.hypervisor.inventory() == () and "virsh autostart --disable web1" in node.said[0]
 
@@ -301,7 +302,7 @@ def test_one_guest_that_libvirt_did_not_start_makes_the_boot_doubtful() -> None:
     node = Node()
     node.start("b0")
     node.guest(Claim("a", "b0/0"))
-    node.hypervisor.copies[UUID].autostart = True
+    node.hypervisor.copies[UUID].persistent = node.hypervisor.copies[UUID].autostart = True
     second = "21111111-2222-4333-8444-555555555555"
     node.hypervisor.create(XML.replace(UUID, second).replace("web1", "web2"))
     node.server.put(schema.claim(second), Claim("a", "b0/0").encode())

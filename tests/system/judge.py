@@ -64,13 +64,13 @@ def problems(lab: Lab, node: str | None = None) -> list[dict[str, Any]]:
         raise LabError(f"pvc status: {done.stderr or done.stdout}") from error
 
 
-def told(lab: Lab, *names: str, level: str = "critical", node: str | None = None, timeout_s: float = 30) -> None:
-    """`pvc status` has a problem of this level or worse that names all of `names`, and says what to do next."""
+def told(lab: Lab, code: str, *names: str, level: str = "critical", node: str | None = None, timeout_s: float = 30) -> None:
+    """`pvc status` has this problem, of this level or worse, with all of `names` in its words, and says what to do next."""
     def found() -> bool:
-        return any(LEVELS.index(problem["level"]) >= LEVELS.index(level) and problem["next"]
+        return any(problem["code"] == code and LEVELS.index(problem["level"]) >= LEVELS.index(level) and problem["next"]
                    and all(name in f"{problem['subject']} {problem['text']} {problem['next']}" for name in names) for problem in problems(lab, node))
     try:
-        wait_for(f"status tells of {' and '.join(names)}", found, timeout_s, 1)
+        wait_for(f"status tells of {code}: {' and '.join(names)}", found, timeout_s, 1)
     except LabError as late:
         raise AssertionError(f"{late}; it says {problems(lab, node)}") from late
 

@@ -37,7 +37,7 @@ def test_the_local_server_is_away_with_the_default_configuration(lab: Lab, recor
             node.run("systemctl", "stop", "zookeeper.service", timeout_s=60)
         since = time.monotonic()
         assert not serves(lab, "hv3"), "the server of hv3 answers"
-        told(lab, "hv3", level="warning", node="hv1", timeout_s=60)
+        told(lab, "zookeeper", "hv3", "systemctl status zookeeper", level="warning", node="hv1", timeout_s=60)
         judge.holds(LOCAL_AWAY_S - (time.monotonic() - since))
         assert not serves(lab, "hv3"), "the server of hv3 answers"
         before = word(lab, "hv3", "keepalive")

@@ -74,9 +74,9 @@ class VMInstance:
     @property
     def settled(self) -> bool:
         """It was looked at, and what runs of it here is claimed by somebody, or none of PVC's business."""
-        if self.local.status is Status.UNKNOWN:
-            return False
-        return self.local.status is Status.ABSENT or self.claim.value is not None or not self.known or self.outside
+        if self.claim.value is not None or self.outside:
+            return True  # also while libvirt says nothing about it: nobody acquires what somebody holds
+        return self.local.status is not Status.UNKNOWN and (self.local.status is Status.ABSENT or not self.known)
 
     def reconcile(self) -> float | None:
         """One visit: at most one effect. Returns when to look again, in seconds."""
@@ -102,7 +102,8 @@ class VMInstance:
         except Conflict as lost:
             # A fence or a node's word was moved, our own or another's: the keepalive thread answers that, or the view hears of it, within
             # a moment. Everything else is read at each visit, and looked at again now.
-            return 1.0 if lost.path.startswith((schema.FENCES, schema.NODES)) else SOON_S
+            # Where a key is gone, another look finds it gone.
+            return 1.0 if lost.gone or lost.path.startswith((schema.FENCES, schema.NODES)) else SOON_S
         except (Unreachable, OutcomeUnknown):
             return 1.0
 

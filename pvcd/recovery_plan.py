@@ -9,14 +9,14 @@ is not asked for; row J1: a destination that is up gets 30 s to take the claim o
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from .cluster import claims
 from .cluster.claims import Actor
 from .cluster.placement import WANTED, Placement, Planning, biggest_first, promised
-from .cluster.records import Change, Claim, ClaimRecord, DomainRecord, View
-from .cluster.schema import FencePhase, OpPhase, VMState
+from .cluster.records import Change, Claim, ClaimRecord, DomainRecord, NodeRecord, View
+from .cluster.schema import DomainState, FencePhase, OpPhase, VMState
 from .planner import recovered_word
 
 
@@ -39,7 +39,7 @@ def plan_recovery(me: Actor, view: View, domains: Mapping[str, DomainRecord], cl
     """The next step for every VM of a dead node. `sizes`: MiB of each VM; `broken`: why its definition cannot be used; `dead_s`: for how
     long its holder has been known dead; `avoided`: the nodes on which it could not be started, taken only if there is no other.
     """
-    planning = Planning(view, promised(domains, claimed, sizes))
+    planning = Planning(_welcoming(view), promised(domains, claimed, sizes))
     found = []
     for uuid in biggest_first(set(domains) | set(claimed), sizes):
         record, claim = domains.get(uuid, DomainRecord(uuid)), claimed.get(uuid, ClaimRecord(None, -1))
@@ -48,6 +48,15 @@ def plan_recovery(me: Actor, view: View, domains: Mapping[str, DomainRecord], cl
             step = _step(me, view, record, claim, need, dead_s.get(uuid, 0.0))
             found += [step] if step else []
     return found
+
+
+def _welcoming(view: View) -> View:
+    """Placement takes a node whose VMs are coming home for one that is ready: the homecoming may take as long as their memory, and what it has
+    called is counted as promised. Nobody is to wait for that while there is room.
+    """
+    def shown(node: NodeRecord) -> NodeRecord:
+        return replace(node, domainstate=DomainState.READY) if node.domainstate is DomainState.UNFLUSH else node
+    return replace(view, nodes={name: shown(node) for name, node in view.nodes.items()})
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,6 @@ def plan_unflush(me: Actor, cluster: Cluster, ordered: Collection[str] = ()) -> 
 
 
 def _acts(cluster: Cluster, uuid: str) -> bool:
-    """Somebody carries out what was ordered: its holder runs, or nobody holds it."""
+    """Somebody carries out what was ordered: its holder runs, and its libvirt answers; or nobody holds it."""
     held = cluster.claim(uuid).value
-    return not isinstance(held, Claim) or cluster.view.is_running(held.node)
+    return not isinstance(held, Claim) or (cluster.view.is_running(held.node) and cluster.view.nodes[held.node].libvirtstate in ("", None))

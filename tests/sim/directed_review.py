@@ -39,6 +39,28 @@ def homecoming_from_a_node_that_is_stopped() -> None:
     one_life(cluster, "a")
 
 
+def recovered_on_a_node_whose_vms_are_coming_home() -> None:
+    """A homecoming may take long, and is no reason to leave the VM of a dead node down."""
+    cluster = world("c")
+    cluster.define(OTHER, "a", name="other")
+    cluster.run(5.0)
+    cluster.server.put(schema.node_key("a", "domainstate"), "flush")
+    cluster.run(30.0)
+    assert word(cluster, "a") == "flushed"
+    away = cluster.word(OTHER, "hypervisor")
+    assert away in ("b", "c")
+    dead, = {"b", "c"} - {away}
+    if dead != "c":
+        order(cluster, hypervisor=dead, state="migrate")
+        cluster.run(30.0)
+    cluster.server.put(schema.node_key("a", "domainstate"), "unflush")
+    until(cluster, lambda: bool(cluster.fabric.jobs()), *cluster.names)
+    cluster.server.put(schema.node_key(str(away), "domainstate"), "flushed")  # only a is left to take anything
+    dies(cluster, dead)
+    until(cluster, lambda: cluster.fabric.running(VM) == ["a"], *cluster.names)  # the migration stands still meanwhile
+    assert word(cluster, "a") == "unflush"
+
+
 # ------------------------------------------------------------------------------------------------------------- the hand-off
 
 def no_migration_to_a_daemon_that_stops() -> None:
@@ -148,5 +170,7 @@ def two_die_and_their_janitor_reaches_neither() -> None:
             assert '"phase":"fencing"' not in fence_of(cluster, dead), f"B4: {dead} waits; blind are {blind}"
 
 
-SCHEDULES = (homecoming_from_a_node_that_is_stopped, no_migration_to_a_daemon_that_stops, source_that_may_not_act_in_the_data_phase,
-             destination_is_shut_down_behind_its_offer, it_runs_outside_among_many, two_die_and_their_janitor_reaches_neither)
+SCHEDULES = (
+    homecoming_from_a_node_that_is_stopped, recovered_on_a_node_whose_vms_are_coming_home, no_migration_to_a_daemon_that_stops,
+    source_that_may_not_act_in_the_data_phase, destination_is_shut_down_behind_its_offer, it_runs_outside_among_many,
+    two_die_and_their_janitor_reaches_neither)

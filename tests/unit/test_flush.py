@@ -118,7 +118,8 @@ def test_an_unflush_does_not_wait_for_a_holder_that_cannot_act() -> None:
     seen = view({"a": 999, "b": 1})
     stopped = replace(seen, nodes={**seen.nodes, "b": replace(seen.nodes["b"], daemonstate=DaemonState.STOP)})
     fencing = replace(seen, fences={**seen.fences, "b": FenceRecord(Fence("b1/0", FencePhase.FENCING), 7)})
-    for v in (stopped, fencing):
+    hung = replace(seen, nodes={**seen.nodes, "b": replace(seen.nodes["b"], libvirtstate="no answer")})
+    for v in (stopped, fencing, hung):
         for state, home in ((VMState.MIGRATE, "a"), (VMState.MIGRATE, "b"), (VMState.RESTART, "b")):
             assert plan_unflush(ME, cluster(v, (state, home, "a", Claim("b", "b1/0"), 1)), ordered={uuid(0)}).done
         assert plan_unflush(ME, cluster(v, (VMState.START, "b", "a", Claim("b", "b1/0"), 1))).orders, "it comes when its holder is back"

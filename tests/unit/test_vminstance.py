@@ -437,3 +437,22 @@ def test_a_host_that_goes_down_without_zookeeper_leaves_a_guest_outside_pvc_alon
     for after_s in (0.0, 1.0, 60.0):
         assert host.visit(after_s) is None
     assert host.hypervisor.asked == [] and UUID in host.hypervisor.copies
+
+
+# ------------------------------------------------------------------------------------------------------- what may last for ever
+
+def test_a_guest_that_somebody_holds_keeps_no_node_from_finishing_its_start() -> None:
+    """Libvirt may say nothing about it for as long as it hangs. Nobody acquires what is held, so nobody has to wait for that."""
+    for claim, settled in ((MINE, True), (Claim("b", "b1/0"), True), (None, False)):
+        host = Host(claim=claim)
+        host.hypervisor.answers = False
+        host.visit()
+        assert host.vm.local.status is Status.UNKNOWN and host.vm.settled is settled
+
+
+def test_a_step_that_needs_a_key_that_is_gone_is_not_tried_without_a_pause() -> None:
+    host = Host(last="b").settled()
+    for _ in range(3):
+        host.vm._attempts.error(host.now, "no bridge", permanent=True)
+    host.server.delete_tree(schema.AVOID)
+    assert host.visit() == 1.0 and host.claim == MINE

@@ -15,7 +15,7 @@ from sim.fakezk import FakeServer, FakeZooKeeper
 
 from pvcd import daemon, identity, registration
 from pvcd.cluster import schema
-from pvcd.cluster.records import Fence, Timing
+from pvcd.cluster.records import Change, Check, Fence, Timing, Write
 from pvcd.cluster.schema import DaemonState, FencePhase
 
 MACHINE, OTHER = "0123456789abcdef" * 2, "fedcba9876543210" * 2
@@ -229,3 +229,14 @@ def test_what_libvirt_would_start_by_itself_is_named(machine: Machine) -> None:
     machine.hypervisor.copies[uuid].autostart = True
     assert machine.run() == 0
     assert any("virsh autostart --disable web1" in text for text in machine.said)
+
+
+def test_the_words_of_a_start_are_written_by_who_may_act(machine: Machine) -> None:
+    """`run`, and the protocol that tells the others not to wait, only while the fence is as it was when this node came up."""
+    found: list[tuple[Change, ...]] = []
+    machine.server.on_commit = lambda _client, changes: found.append(tuple(changes))
+    assert machine.run() == 0
+    written = [(changes[0], *changes[1:]) for changes in found if isinstance(changes[0], Check) and changes[0].path == schema.fence("a")]
+    mine, protocol = Check(schema.fence("a"), 0), schema.node_key("a", "protocol")
+    for word in (Write(STATE, b"run", -1), Write(protocol, b"2", -1)):
+        assert (mine, word) in written, word

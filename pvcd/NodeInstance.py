@@ -45,9 +45,10 @@ class NodeInstance:
             return None
         node, actor = view.nodes.get(self.name), self._env.actor()
         ends = self._env.phase is not Phase.FLUSH and (self._env.stopping or self._env.phase is not None)
-        if node is None or actor is None or node.domainstate not in (DomainState.FLUSH, DomainState.UNFLUSH) or ends:
+        ordered = node is not None and node.domainstate in (DomainState.FLUSH, DomainState.UNFLUSH) and not ends
+        if node is None or actor is None or not ordered:
             self._word, self.moving, self._env.blocked = None, False, {}
-            return None
+            return LOOK_AGAIN_S if ordered else None  # nobody calls again when this node may act again
         assert isinstance(node.domainstate, DomainState)
         word = (node.domainstate, node.version("domainstate"))
         if word != self._word:
@@ -76,7 +77,7 @@ class NodeInstance:
         store.apply((actor.mine, Write(schema.node_key(self.name, "domainstate"), final.value.encode(), word[1])))
         self._env.say(Level.INFO, f"{self.name}: {final.value}")
         self._env.note(self.name, final.value, f"{word[0].value} is done")
-        return None
+        return LOOK_AGAIN_S  # the same word may have been written again before anybody read this one: no condition changes then
 
     def _give(self, order: Order, now: float) -> None:
         try:

@@ -20,7 +20,8 @@ at once when its link to D breaks, after 30 s when D is silent. That is harmless
 | D7 | mine, given | whole | else | gate, **resume**. Refused (somebody has the image's lock): said, tried each 2 s, never forced |
 | D8 | mine, given | anything else | | op null; the rows of a holder go on |
 | S1 | mine, ready | running | ordered, D up and its daemon in `run` | run, then the call |
-| S2 | mine, ready | else | | op null. A guest that does not execute, or a daemon of protocol 1 at D: the order is taken back too |
+| S2 | mine, ready | absent | ordered | claim := '': D starts it |
+| S2 | mine, ready | else | | op null. A guest that does not execute, or a daemon of protocol 1 at D: the order is taken back too, or D offers again |
 | S3 | mine, run | a job (or its monitor is busy), or a call under way | order gone, D dead or without pvcd, no progress | abort (queue: withdraw); else wait |
 | S4 | mine, run | gone | D up | claim := D in its present life, given |
 | S5 | mine, run | gone | D off, or not up for 30 s | close: it starts here. D's copy cannot run |
@@ -37,7 +38,7 @@ from __future__ import annotations
 from .cluster import claims, schema
 from .cluster.records import PATIENCE_S, Check, Claim, Operation
 from .cluster.schema import OpPhase, VMState
-from .local import COPY, HALTED, CallState, Status
+from .local import COPY, CallState, Status
 from .situation import Level, Situation, Step, Verb
 
 RESTART_S = 10.0
@@ -114,7 +115,8 @@ def _dest_agreed(s: Situation, op: Operation) -> bool:
 
 def halted(status: Status) -> str:
     """Why a guest does not execute, for people."""
-    return {Status.PAUSED: "paused by somebody", Status.IO_ERROR: "paused by an I/O error"}.get(status, "paused, and libvirt could not resume it")
+    return {Status.PAUSED: "paused by somebody", Status.IO_ERROR: "paused by an I/O error", Status.CRASHED: "crashed",
+            Status.MIGRATING: "paused by a migration that is over"}.get(status, "paused, and libvirt could not resume it")
 
 
 def _ready(s: Situation, op: Operation) -> Step:
@@ -124,9 +126,13 @@ def _ready(s: Situation, op: Operation) -> Step:
     if s.local.status is Status.RUNNING and ordered(s, op) and _dest_agreed(s, op):
         runs = (Check(schema.node_key(op.dest, "daemonstate"), s.view.nodes[op.dest].version("daemonstate")),)
         return Step("S1", f"migrating live to {op.dest}", Verb.MIGRATE, claims.begin(s.me, s.record, s.claim, runs))
-    if s.local.status in HALTED:
+    if s.local.status is Status.ABSENT and ordered(s, op) and not s.attempts.doubt:
+        return Step("S2", f"it has ended before its migration: {op.dest} starts it", changes=claims.free(s.me, s.record, s.claim))
+    if s.local.status not in (Status.RUNNING, Status.ABSENT):
         return Step("S2", f"{halted(s.local.status)}: a guest that does not run is not migrated; it stays here",
                     changes=claims.close(s.me, s.record, s.claim), level=Level.WARNING)
+    if s.local.status is Status.ABSENT and s.attempts.doubt:
+        return Step("S2", "a start ended without an answer: looks again", level=Level.QUIET, again_s=2.0)
     return Step("S2", f"the migration to {op.dest} is off", changes=claims.withdraw(s.me, s.record.uuid, s.claim))
 
 

@@ -47,7 +47,8 @@ class Instances:
 
     def resync(self) -> None:
         """Look at everything: what a lost watch or event has hidden shows here."""
-        for key in (NODES, VIEW, DOMAINS, *(vm.key for vm in list(self.domains.values()))):
+        nodes, vms = [node.key for node in list(self.nodes.values())], [vm.key for vm in list(self.domains.values())]
+        for key in (NODES, VIEW, DOMAINS, *nodes, *vms):
             self._env.nudge(key)
 
     def visit(self, key: Key) -> float | None:

@@ -17,7 +17,7 @@ node checks its own fence (`mine`): as soon as anybody has moved `/fences/<me>`,
 | run | {D}, given | D: the whole copy is there, S is proved dead | /fences/S |
 | run | null, the order taken back | S: the guest is there, or gone and D cannot have it | state, hypervisor |
 | given | null | D: it has been resumed, or nothing of it is there | |
-| {n}, no operation | '' | n: nothing is there, not wanted there | (state when it is written) |
+| {n}, no operation, or ready | '' | n: nothing is there, not wanted there | (state when it is written) |
 | a dead holder's, any operation | '' | its home, or the janitor | /fences/holder, state, hypervisor; never /fences/D |
 
 /fences/D is never asked for, because a copy at D does not run before D holds the claim. (An operation of protocol 1 is the exception, until

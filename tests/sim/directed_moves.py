@@ -3,9 +3,10 @@
 """Directed schedules named after rows of the table of faults: what goes wrong, or is ordered, in the middle of a migration or a start."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pvcd.cluster import schema
+from pvcd.cluster.records import Change, Write
 from pvcd.local import Status
 
 from .cluster import Cluster, Daemon
@@ -191,6 +192,43 @@ def six_vms_after_a_cold_start() -> None:
     assert up(cluster)
 
 
+# ------------------------------------------------------------------------------------------------------------------ flushes
+
+def flush_seen_while_the_node_may_not_act() -> None:
+    """The word is first seen while the fence of the node was moved; nothing tells when it may act again."""
+    cluster = world()
+    daemon = cluster.hosts["a"].daemon
+    assert daemon is not None
+    daemon.standing.set_down()
+    cluster.server.put(schema.node_key("a", "domainstate"), "flush")
+    cluster.server.deliver()
+    daemon.queue.run_due(100)
+    daemon.cache.refresh()
+    daemon.queue.run_due(100)
+    assert daemon.instances.nodes["a"]._word is None
+    cluster.run(40.0)
+    assert cluster.server.text(schema.node_key("a", "domainstate")) == "flushed"
+
+
+def same_word_again_before_it_is_read() -> None:
+    """`unflush` is ordered again right after the node has written `ready`, before anybody has read that."""
+    cluster, again = world(), list[str]()
+    zk = cluster.hosts["a"].zk
+    original = zk.commit
+
+    def commit(changes: Sequence[Change], unseen: bool = False) -> list[int | None]:
+        made = original(changes, unseen)
+        path = schema.node_key("a", "domainstate")
+        if not again and any(isinstance(change, Write) and change.path == path and change.data == b"ready" for change in changes):
+            again.append(path)
+            cluster.server.put(path, "unflush")
+        return made
+    zk.commit = commit  # type: ignore[method-assign]
+    cluster.server.put(schema.node_key("a", "domainstate"), "unflush")
+    cluster.run(20.0)
+    assert again and cluster.server.text(schema.node_key("a", "domainstate")) == "ready"
+
+
 SCHEDULES = (source_qemu_is_killed, destination_qemu_is_killed, destination_libvirt_hangs, stop_in_the_middle, another_target_in_the_middle,
              undefine_in_the_middle, memory_does_not_move, memory_changes_faster_than_it_moves, migrations_cross, zookeeper_is_away_in_the_middle,
-             libvirt_goes_away_in_a_start, six_vms_after_a_cold_start)
+             libvirt_goes_away_in_a_start, six_vms_after_a_cold_start, flush_seen_while_the_node_may_not_act, same_word_again_before_it_is_read)

@@ -276,6 +276,27 @@ def halted_guests_are_refused_once_by_a_late_look() -> None:
     assert said(cluster, "does not run is not migrated") == 1
 
 
+def guest_ends_before_its_offer_is_seen() -> None:
+    """... or its QEMU ends there: the destination starts it. An offer that is only withdrawn is made again, as fast as ZooKeeper answers (B1)."""
+    for leftover in (False, True):
+        cluster = world()
+        order(cluster, hypervisor="c", state="migrate")
+        turns(cluster, 1.0, "b", "c")
+        assert phase(cluster) is OpPhase.READY
+        hypervisor, written = cluster.hosts["a"].hypervisor, cluster.server.zxid
+        if leftover:
+            hypervisor.copies[VM].status = Status.CRASHED
+        else:
+            hypervisor.qemu_dies(VM)
+        for _ in range(4):
+            cluster.hosts["a"].daemon.turn(1)  # type: ignore[union-attr]
+            turns(cluster, 1.0, "c")
+        turns(cluster, 30.0, *cluster.names)
+        assert cluster.word(VM, "hypervisor") == ("a" if leftover else "c") and cluster.word(VM, "state") == "start"
+        assert cluster.server.zxid - written < 60, cluster.server.zxid - written
+        rest(cluster)
+
+
 def halted_guests_block_a_flush() -> None:
     """A flush names it, and orders nothing, for as long as it is so; resumed, it leaves."""
     cluster = world()
@@ -360,5 +381,5 @@ SCHEDULES: tuple[Callable[[], None], ...] = (
     claim_is_gone_right_before_the_resume, stopped_when_it_has_arrived,
     cancelled_when_it_has_arrived, the_lock_is_somebody_elses, cancelled_in_the_queue,
     the_order_changes_right_before_the_call, halted_guests_are_refused_once,
-    halted_guests_are_refused_once_by_a_late_look, halted_guests_block_a_flush, paused_by_hand_in_the_data_phase,
+    halted_guests_are_refused_once_by_a_late_look, guest_ends_before_its_offer_is_seen, halted_guests_block_a_flush, paused_by_hand_in_the_data_phase,
     an_older_source_is_refused, an_older_destinations_offer_is_taken_back, upgraded_in_the_middle)

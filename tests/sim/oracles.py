@@ -44,7 +44,7 @@ By: `holder`, `dest` (of the operation), `new` (who holds it afterwards), `anybo
 the operation is `old`: of protocol 1. A dead holder's claim may be anybody's; where nothing is said, the holder stays who it is."""
 CLAIM_MOVES: tuple[Who, ...] = (
     ("free", "held", "new"), ("held", "free", "holder"), ("held", "free", "anybody + holder dead"),
-    ("held", "ready", "dest"), ("ready", "held", "holder"), ("ready", "held", "dest"), ("ready", "run", "holder"),
+    ("held", "ready", "dest"), ("ready", "held", "holder"), ("ready", "held", "dest"), ("ready", "free", "holder"), ("ready", "run", "holder"),
     ("run", "held", "holder"),
     ("run", "given by dest", "holder"), ("run", "given by dest", "dest + holder dead"), ("run", "held by dest", "dest + old"),
     ("given", "held", "holder"), *((phase, "free", "anybody + holder dead") for phase in ("ready", "run", "given")))

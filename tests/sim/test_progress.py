@@ -12,8 +12,6 @@ import dataclasses
 from collections.abc import Iterator
 from itertools import product
 
-import pytest
-
 from pvcd.cluster import schema
 from pvcd.cluster.claims import Actor
 from pvcd.cluster.records import Check, Claim, Fence, Operation, Timing
@@ -25,7 +23,6 @@ from pvcd.situation import Attempts, Situation, Step, Timers, Verb
 
 from .directed import VM
 from .fakezk import FakeServer, FakeZooKeeper
-from .faults import KNOWN
 
 S, D = "s", "d"
 OP = "op1"
@@ -117,7 +114,6 @@ class Pair:
         return f"rows {', '.join(rows[-6:])}, for ever" if rows else ""
 
 
-@pytest.mark.xfail("paused guest" in KNOWN, reason="B1: rows 13 and 18 alternate over a guest that is paused", strict=True)
 def test_no_pair_of_rows_alternates() -> None:
     pair, found = Pair(), []
     for start in starts():

@@ -15,7 +15,7 @@ from pvcd.handoff import PATIENCE_S
 from pvcd.local import COPY, HALTED, Call, CallState, Local, Status
 from pvcd.planner import plan_domain
 from pvcd.recovery_plan import plan_recovery
-from pvcd.situation import Level, Situation, Step, Timers, Verb
+from pvcd.situation import Attempts, Level, Situation, Step, Timers, Verb
 
 MINE = ME.mine
 CLAIM = Check(schema.claim(UUID), 9)
@@ -37,9 +37,9 @@ def given() -> Claim:
 
 
 def plan(claim: Claim | None, local: Local | Status, state: VMState = VMState.MIGRATE, home: str = "b", seen: View | None = None,
-         timers: Timers = Timers(), version: int = 9) -> Step:  # noqa: B008
+         timers: Timers = Timers(), version: int = 9, attempts: Attempts = Attempts()) -> Step:  # noqa: B008
     found = local if isinstance(local, Local) else Local(local)
-    return plan_domain(Situation(ME, record(state, home), ClaimRecord(claim, version), found, seen or view(), timers, op_id="new"))
+    return plan_domain(Situation(ME, record(state, home), ClaimRecord(claim, version), found, seen or view(), timers, attempts, op_id="new"))
 
 
 def with_fence(name: str, phase: FencePhase, inc: str = "") -> View:
@@ -137,14 +137,19 @@ def test_s2_an_offer_that_is_not_taken() -> None:
     is_exactly(plan(mine(OpPhase.READY), Status.RUNNING, VMState.STOP), "S2", Verb.NOTHING, *plain)
     is_exactly(plan(mine(OpPhase.READY), Status.RUNNING, home="c"), "S2", Verb.NOTHING, *plain)
     is_exactly(plan(mine(OpPhase.READY, dinc="b0/0"), Status.RUNNING), "S2", Verb.NOTHING, *plain)
-    is_exactly(plan(mine(OpPhase.READY), Status.ABSENT), "S2", Verb.NOTHING, *plain)
+    is_exactly(plan(mine(OpPhase.READY), Status.ABSENT, VMState.STOP), "S2", Verb.NOTHING, *plain)
     for word in (DaemonState.STOP, DaemonState.INIT):  # nobody would resume what arrives there
         is_exactly(plan(mine(OpPhase.READY), Status.RUNNING, seen=view(other=word)), "S2", Verb.NOTHING, *plain)
-    for status in HALTED:
+    for status in (*HALTED, Status.CRASHED, Status.MIGRATING):  # else the destination offers again, as fast as ZooKeeper answers
         step = plan(mine(OpPhase.READY), status)
         is_exactly(step, "S2", Verb.NOTHING, *plain, *rolled_back())
         assert step.level is Level.WARNING
     is_exactly(plan(mine(OpPhase.READY, v=1), Status.RUNNING), "S2", Verb.NOTHING, *plain, *rolled_back())
+
+
+def test_s2_a_guest_that_has_ended_before_its_migration_is_started_by_the_destination() -> None:
+    is_exactly(plan(mine(OpPhase.READY), Status.ABSENT), "S2", Verb.NOTHING, MINE, STATE, HOME, claimed(None))
+    is_exactly(plan(mine(OpPhase.READY), Status.ABSENT, attempts=Attempts(doubt=True)), "S2", Verb.NOTHING)
 
 
 def test_an_order_for_a_guest_that_does_not_run_is_taken_back_before_anybody_offers() -> None:

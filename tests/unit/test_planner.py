@@ -178,7 +178,7 @@ def test_unknown_words_start_stop_and_move_nothing(table: list[Row]) -> None:
 
 ALLOWED = {  # from what the claim is to what it may become, by whom: the table of claims, without what the janitor does
     ("free", "mine"), ("other", "ready for me"), ("ready for me", "other"), ("run for me", "mine given"), ("mine ready", "mine"),
-    ("mine ready", "mine run"), ("mine run", "handed over"), ("mine run", "mine"), ("mine given", "mine"), ("mine", "free"),
+    ("mine ready", "mine run"), ("mine ready", "free"), ("mine run", "handed over"), ("mine run", "mine"), ("mine given", "mine"), ("mine", "free"),
     ("other", "free"), ("ready for me", "free"), ("run for me", "free"), ("given for me", "free"), ("gone", "free"),
     ("old run for me", "mine"), ("old run for me", "mine given"), ("old run for me", "free")}
 

@@ -44,8 +44,8 @@ class NodeInstance:
         if self.name != self._env.node:
             return None
         node, actor = view.nodes.get(self.name), self._env.actor()
-        if node is None or actor is None or node.domainstate not in (DomainState.FLUSH, DomainState.UNFLUSH) \
-                or self._env.phase not in (None, Phase.FLUSH):
+        ends = self._env.phase is not Phase.FLUSH and (self._env.stopping or self._env.phase is not None)
+        if node is None or actor is None or node.domainstate not in (DomainState.FLUSH, DomainState.UNFLUSH) or ends:
             self._word, self.moving, self._env.blocked = None, False, {}
             return None
         assert isinstance(node.domainstate, DomainState)

@@ -77,7 +77,7 @@ class VMInstance:
         """It was looked at, and what runs of it here is claimed by somebody, or none of PVC's business."""
         if self.local.status is Status.UNKNOWN:
             return False
-        return self.local.status is Status.ABSENT or self.claim.value is not None or not self.known
+        return self.local.status is Status.ABSENT or self.claim.value is not None or not self.known or self.outside
 
     def reconcile(self) -> float | None:
         """One visit: at most one effect. Returns when to look again, in seconds."""
@@ -85,11 +85,11 @@ class VMInstance:
             return self._end_alone()
         actor = self._env.actor()
         if actor is None:
-            return None
+            return self._stand_still()
         try:
             situation = self._situation(actor)
         except (Unreachable, OutcomeUnknown):
-            self._abort_if_cut_off()
+            self._abort_if_cut_off("this node does not reach ZooKeeper")
             return 1.0
         if situation.local.slow is not self.slow:
             self._mark_slow(situation.local.slow)
@@ -108,7 +108,9 @@ class VMInstance:
             return 1.0
 
     def _end_alone(self) -> float | None:
-        """This host is being shut down, and ZooKeeper is away."""
+        """This host is being shut down, and ZooKeeper is away. What is not PVC's is left to the host."""
+        if self.outside:
+            return None
         now = self._env.clock()
         self.local = local = self._env.hypervisor.look(self.uuid)
         since = None if self._shutdown_since is None else now - self._shutdown_since
@@ -206,10 +208,18 @@ class VMInstance:
         else:
             self._env.halted.pop(self.uuid, None)
 
-    def _abort_if_cut_off(self) -> None:
+    def _abort_if_cut_off(self, why: str) -> None:
         """The rule of a source that has not reached ZooKeeper for two ticks. A guest that arrives now is paused until the claim can move."""
         if self._read_at is not None and self._env.clock() - self._read_at >= 2 * self._env.tick_s:
-            self.stay("this node does not reach ZooKeeper")
+            self.stay(why)
+
+    def _stand_still(self) -> float | None:
+        """This node may not act: it is being fenced, another host has its name, ZooKeeper was taken back. That may last until a person has
+        looked, so a guest that still leaves stays, as it does where ZooKeeper is not reached.
+        """
+        self._abort_if_cut_off("this node may not act now")
+        claim = self.claim.value
+        return 1.0 if self.held_here and isinstance(claim, Claim) and claim.op is not None else None
 
     def stay(self, why: str) -> None:
         """Abort a migration away from here whose memory still moves: the guest runs on here. Waits for libvirt. Never raises."""

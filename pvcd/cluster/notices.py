@@ -52,10 +52,10 @@ def decode_departure(raw: bytes | None) -> Departure | Unknown | None:
 
 
 def encode_strangers(found: Mapping[str, str]) -> str:
-    """UUID → name as JSON of at most `schema.VALUE_LIMIT` bytes; `more` counts those that do not fit."""
+    """UUID → name as JSON of at most `schema.VALUE_LIMIT` bytes, in the order given; `more` counts those that do not fit."""
     shown: dict[str, Any] = {}
     room = schema.VALUE_LIMIT - 20
-    for uuid, name in sorted(found.items()):
+    for uuid, name in found.items():
         room -= len(json.dumps({uuid: name}, ensure_ascii=False).encode("utf-8", "surrogatepass"))
         if room < 0:
             shown[MORE] = len(found) - len(shown)

@@ -7,26 +7,14 @@ the process may die there. So every decision may act on stale knowledge, and eve
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from pvcd.cluster import definition, schema
-from pvcd.cluster.errors import BadDefinition, PVCError
+from pvcd.cluster import schema
+from pvcd.cluster.errors import PVCError
 from pvcd.cluster.notices import encode_strangers
-from pvcd.cluster.records import (
-    ANY,
-    Change,
-    Check,
-    Claim,
-    Timing,
-    Value,
-    View,
-    Write,
-    decode_claim,
-    decode_fence,
-    decode_hold,
-)
-from pvcd.cluster.schema import DaemonState, Unknown
+from pvcd.cluster.records import ANY, Check, Claim, Timing, Value, View, Write, decode_claim, decode_hold
+from pvcd.cluster.schema import DaemonState
 from pvcd.cluster.store import Store
 from pvcd.departure import Limits
 from pvcd.environment import Environment
@@ -45,12 +33,12 @@ from pvcd.situation import Level
 from pvcd.standing import Standing
 from pvcd.view import ViewCache
 
-from .fakehypervisor import Fabric, FakeHypervisor
 from .fakeipmi import Bmcs, FakeIpmi, FakeWorkers
 from .fakezk import FakeServer, FakeZooKeeper
+from .faulty import FaultyFabric, FaultyHypervisor
 from .host import Disk, Host
+from .oracles import TICK_S, Oracles, Violation
 
-TICK_S = 5.0
 BUSY = 300
 """More visits than anybody needs at one moment."""
 XML = "<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>{memory_mib}</memory></domain>"
@@ -58,10 +46,6 @@ XML = "<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory unit='M
 
 class Killed(BaseException):
     """The simulated process ends here. No code of the product may catch it."""
-
-
-class Violation(AssertionError):
-    """An invariant of the protocol does not hold."""
 
 
 @dataclass
@@ -77,123 +61,37 @@ class Cluster:
     """the stricter invariants; a schedule in which an operator confirms what is not so goes without"""
 
     def __post_init__(self) -> None:
-        self.server = FakeServer(on_commit=self._committed)
-        self.fabric = Fabric(lambda: self.now, on_event=self._event)
+        self.oracles = Oracles(self)
+        self.server = FakeServer(on_commit=self.oracles.committed)
+        self.fabric = FaultyFabric(lambda: self.now, on_event=self._event, on_end=self.oracles.ended, on_refusal=self.oracles.was_refused)
+        self.passes: Callable[[Daemon, float, str], None] = lambda _daemon, _seconds, _what: None
+        """called when a call of a daemon takes its time; what the others do in there comes first"""
         self.hosts: dict[str, Host] = {}
         self.late_offs: list[tuple[float, str]] = []
         self.bmcs = Bmcs()
-        self.ids = 0
+        self.ids = self.copied = 0
         for name in self.names:
-            hypervisor, zk = FakeHypervisor(self.fabric, name), FakeZooKeeper(self.server, name, guarded=True)
-            self.hosts[name] = Host(name, hypervisor, zk)
-        self._claims: dict[str, bytes] = {}
-        self._fences: dict[str, bytes] = {}
+            self.hosts[name] = Host(name, FaultyHypervisor(self.fabric, name), FakeZooKeeper(self.server, name, guarded=True))
 
     def copy_of(self, name: str) -> Host:
         """A copy of a host is switched on: its name, machine-id and disk, in a machine of its own."""
         key, old = f"{name}2", self.hosts[name]
-        made = Host(name, FakeHypervisor(self.fabric, key), FakeZooKeeper(self.server, key, guarded=True), 77, key=key, mark=old.mark,
-                    down_since=self.now)
-        self.hosts[key] = made
+        made = Host(name, FaultyHypervisor(self.fabric, key), FakeZooKeeper(self.server, key, guarded=True), 77 + self.copied, key=key,
+                    mark=old.mark, down_since=self.now)
+        self.hosts[key], self.copied = made, self.copied + 1
         return made
+
+    def scrap(self, key: str) -> None:
+        """A copy is switched off and goes."""
+        self.power_off(key)
+        del self.hosts[key], self.fabric.hosts[key], self.server.clients[key]
 
     def say(self, text: str) -> None:
         self.log.append(f"{self.now:8.2f} {text}")
 
-    # ------------------------------------------------------------------------------------------------------ invariants
-
     def _event(self, host: str, uuid: str) -> None:
-        """I1: never on two hosts at once."""
         self.say(f"{host}: {uuid[:4]} {self.fabric.events[-1][3]}")
-        running = self.fabric.running(uuid)
-        if self._excluded(running):
-            return
-        if len(running) > 1:
-            raise Violation(f"I1: {uuid} runs on {running}")
-        if self.strict and running == [host]:
-            self._runs_where_claimed(host, uuid, self.claim(uuid))
-
-    def _runs_where_claimed(self, host: str, uuid: str, claim: Claim | None) -> None:
-        """I1, by construction: a guest runs only where its claim is, under the incarnation that counts there. (Without any claim it may:
-        somebody else has started it, and it is adopted.)
-        """
-        fence = decode_fence(self.server.nodes[schema.fence(host)].data)
-        if claim is not None and (claim.node, claim.inc) != (host, getattr(fence, "inc", "")):
-            raise Violation(f"I1: {uuid} runs on {host}, and the claim is {claim}")
-
-    def _excluded(self, running: list[str]) -> bool:
-        """Outside the promises: a controller that reports off for a machine that runs, is silent, and does not hear of it."""
-        return self.lies_possible and any(self.hosts[name].bmc == "lie" for name in running)
-
-    def _committed(self, client: str, changes: Sequence[Change]) -> None:
-        for change in changes:
-            if isinstance(change, Write) and change.path.startswith(schema.CLAIMS + "/"):
-                self._claim_moved(client, change.path, change.data)
-            elif isinstance(change, Write) and change.path.startswith(schema.FENCES + "/"):
-                self._fence_moved(client, change.path, change.data)
-            elif change.path.endswith("/state") and isinstance(change, Write) and change.data == schema.VMState.FAILED.value.encode():
-                self._given_up(client, change.path.split("/")[2])
-            elif change.path.endswith("/keepalive") and isinstance(change, Write):
-                self.hosts[change.path.split("/")[2]].last_keepalive = self.now
-
-    def _claim_moved(self, client: str, path: str, data: bytes) -> None:
-        """I3: a claim leaves its holder by the holder's own hand, to the destination it named, or after a proof of its death."""
-        old, new = decode_claim(self._claims.get(path)), decode_claim(data)
-        self._claims[path] = data
-        uuid = path.rpartition("/")[2]
-        if self.strict and client != "outside" and isinstance(old, Claim) and not isinstance(new, Unknown):
-            self._left_behind(uuid, old, new)
-        if not isinstance(old, Claim) or old.node == client or client == "outside":
-            return
-        if isinstance(new, Claim) and (new.node, new.inc) == (old.node, old.inc):
-            return
-        op = old.op
-        given = isinstance(new, Claim) and op is not None and new.node == op.dest == client
-        if not given and not self.is_dead(old.node, old.inc):
-            raise Violation(f"I3: {client} takes the claim {path} of {old.node}, which is not proved dead")
-
-    def _given_up(self, client: str, uuid: str) -> None:
-        """I2: a VM is `failed` only after ten minutes of refusals, four ends of its QEMU, or for what no try can change."""
-        hypervisor = self.hosts[client].hypervisor
-        refused_s = self.now - hypervisor.refused.get(uuid, self.now)
-        try:
-            readable = definition.parse((self.word(uuid, "xml") or "").encode()).uuid == uuid
-        except BadDefinition:
-            readable = False
-        if refused_s < 590.0 and hypervisor.ends.get(uuid, 0) <= 3 and readable:
-            raise Violation(f"I2: {client} gives {uuid} up after {refused_s:.0f} s of refusals")
-
-    def _left_behind(self, uuid: str, old: Claim, new: Claim | None) -> None:
-        """I1, by construction: when a claim has left a node, nothing that runs or that libvirt may wake is left there."""
-        for host in self.fabric.running(uuid):
-            if new is not None and not self._excluded([host]):
-                self._runs_where_claimed(host, uuid, new)
-        copy = self.hosts[old.node].hypervisor.copies.get(uuid)
-        moved = new is None or (new.node, new.inc) != (old.node, old.inc)
-        if moved and copy is not None and not copy.arrived and not self._excluded([old.node]):
-            raise Violation(f"I3: the claim of {uuid} has left {old.node}, where a copy is ({copy.status.value})")
-
-    def is_dead(self, name: str, inc: str) -> bool:
-        fence = decode_fence(self.server.nodes[schema.fence(name)].data)
-        return fence is not None and (getattr(fence, "inc", inc) != inc or getattr(fence, "phase", None) is schema.FencePhase.FENCED)
-
-    def _fence_moved(self, client: str, path: str, data: bytes) -> None:
-        """I9: nobody is fenced who was not silent long enough; I3: nobody is `fenced` by its controller whose boot has power."""
-        name = path.rpartition("/")[2]
-        new, old = decode_fence(data), decode_fence(self._fences.get(path, data))
-        self._fences[path] = data
-        phase, before = getattr(new, "phase", None), getattr(old, "phase", None)
-        host = self.hosts[name]
-        if phase is schema.FencePhase.UP and getattr(new, "inc", "") != getattr(old, "inc", ""):
-            host.last_keepalive = self.now  # a registration is a sign of life
-        if phase is schema.FencePhase.FENCING and before is not phase and not getattr(new, "forced", False):
-            silent_s = self.now - host.last_keepalive
-            if silent_s < 6 * TICK_S - 0.01:
-                raise Violation(f"I9: {client} fences {name}, silent for {silent_s:.1f} s only")
-        proved = phase is schema.FencePhase.FENCED and before is not phase and getattr(new, "method", "") == "ipmi-off"
-        same_boot = getattr(new, "inc", "").startswith(f"{name}{host.boot}/")
-        if proved and host.power and same_boot and not (self.lies_possible and host.bmc == "lie"):
-            raise Violation(f"I3: {name} is called fenced by {client} while it has power")
+        self.oracles.event(host, uuid)
 
     # ----------------------------------------------------------------------------------------------------------- world
 
@@ -235,7 +133,7 @@ class Cluster:
 
     def power_on(self, name: str) -> None:
         host = self.hosts[name]
-        if not host.power:
+        if not host.power and not host.wrecked:
             host.power, host.boot = True, host.boot + 1
             host.hypervisor.power_on()
             host.down_since = self.now
@@ -264,7 +162,7 @@ class Cluster:
             self.server.deliver()
             for job in self.fabric.jobs():
                 self.fabric.advance(job)
-            for host in self.hosts.values():
+            for host in list(self.hosts.values()):
                 if host.daemon is None and host.power and self.now - host.down_since > 1.0:
                     self.start_daemon(host.key)
                 if host.daemon is not None:
@@ -281,6 +179,7 @@ class Daemon:
         self.store = Store(host.zk, self.marks.acknowledged)
         host.zk.before_commit = lambda changes: self.interrupted("gate" if all(isinstance(c, Check) for c in changes) else "commit")
         host.hypervisor.before_effect = self.interrupted
+        host.hypervisor.passes = self.passes
         host.hypervisor.notify = lambda uuid: self.nudge(("domain", uuid)) if uuid else None
         self.standing = Standing(name)
         self.queue = Reconciler(lambda key: self.instances.visit(key), self._clock, self._report, workers=0)
@@ -306,8 +205,15 @@ class Daemon:
 
     def interrupted(self, what: str) -> None:
         """Right before a commit or effect. If this process has died meanwhile, it goes no further."""
+        self._others(lambda: self.cluster.interrupt(self, what))
+
+    def passes(self, seconds: float, what: str) -> None:
+        """A call takes so long. If this process has died meanwhile, it goes no further."""
+        self._others(lambda: self.cluster.passes(self, seconds, what))
+
+    def _others(self, come_first: Callable[[], None]) -> None:
         try:
-            self.cluster.interrupt(self, what)
+            come_first()
         except PVCError as error:  # this process would take it for the answer to its own commit, and go on after its death
             raise RuntimeError("what the others did meanwhile has failed") from error
         if self.host.daemon is not self:
@@ -365,7 +271,7 @@ class Daemon:
         hold = decode_hold(self.look_back()[schema.FENCES])
         if hold.restored:
             raise TakenBack(f"{hold.by} says so")
-        self.registration = Registration(self.store, host.hypervisor, Machine(name, f"{name}{host.boot}", host.machine), self._utc(),
+        self.registration = Registration(self.store, host.hypervisor, Machine(name, host.identity, host.machine), self._utc(),
                                          lambda text: self._say(Level.CRITICAL, text))
         self.starts_from = self.cluster.now + self.registration.look()
 
@@ -398,7 +304,7 @@ class Daemon:
             self.instances.visit(("domain", uuid))
         actor = self.standing.actor()
         if actor is None:
-            return
+            raise Refused("the fence was moved during the start")
         self.store.apply((actor.mine, Write(schema.node_key(self.host.name, "protocol"), str(schema.PROTOCOL_VERSION).encode(), ANY)))
         self.keepalive.daemonstate = DaemonState.RUN
         self._write_state(DaemonState.RUN)
@@ -426,16 +332,20 @@ class Daemon:
 
     def _preflight(self) -> None:
         """As in `pvcd.daemon`: without ZooKeeper it waits for a while."""
-        if "main" in self.busy:
-            return  # its start is interrupted: others come first
         if not self.host.zk.connected and self.cluster.now < self.gives_up:
             return
+        if self.starts_from is None:
+            self._on_main(self.look)
+        if self.starts_from is not None and self.cluster.now >= self.starts_from:
+            self._on_main(self.start)
+
+    def _on_main(self, step: Callable[[], None]) -> None:
+        """A step of the start. What it raises ends the start, and the process: exit status 1."""
+        if "main" in self.busy:
+            return  # its start is interrupted: others come first
         self.busy.add("main")
         try:
-            if self.starts_from is None:
-                self.look()
-            if self.starts_from is not None and self.cluster.now >= self.starts_from:
-                self.start()
+            step()
         except PVCError as error:
             self.cluster.say(f"{self.host.key}: pvcd does not start: {error}")
             self.host.refused = isinstance(error, (WrongIdentity, TakenBack))
@@ -450,14 +360,14 @@ class Daemon:
             self.keepalive.leave({"memfree": str(self.host.hypervisor.free_mib())})
             if self.host.hypervisor.answers:
                 self.keepalive.leave({"strangers": encode_strangers(self.instances.strangers(self.host.hypervisor.inventory()))})
-            self.on_thread("keepalive", self.keepalive.round)
+            self.on_thread("keepalive", self._keep_alive)
             if self.host.daemon is not self:
                 raise Killed
             if self.host.hypervisor.answers:
                 self.instances.inventory_seen(self.host.hypervisor.inventory())
         if not self._running:
             if now >= self.runs_from:
-                self.on_thread("main", self._run)
+                self._on_main(self._run)
             return
         if now >= self.due["timer"]:
             self.due["timer"] = now + 1.0
@@ -471,6 +381,8 @@ class Daemon:
             self.due["leave"] = now + 1.0
             self.on_thread("main", self._leave)
         self.on_thread("migration", self.host.hypervisor.work)
+        if self.instances._lock.locked():
+            return  # a visit stands in the middle of it, below us on the stack: the others wait for it
         if self.queue.run_due(most) == BUSY:
             raise Violation(f"{self.host.name}: visits without an end")
 
@@ -488,21 +400,30 @@ class Daemon:
     def _observe(self) -> None:
         if self.acknowledged is not None:
             self.liveness.acknowledged(self.acknowledged)
-        values = self.store.keepalives([name for name in self.instances.nodes if name != self.host.name])
+        try:
+            values = self.store.keepalives([name for name in self.instances.nodes if name != self.host.name])
+        except PVCError:
+            return  # as in `pvcd.daemon`
         self.liveness.observe(self._clock(), {name: value.version for name, value in values.items() if value.data is not None})
 
     def fence(self) -> None:
         self.due["fence"] = self.cluster.now + 1.0
         self.due["fence"] = self.cluster.now + self.fencing.visit(self.cluster.now)
 
+    def _keep_alive(self) -> None:
+        try:
+            self.keepalive.round()
+        except PVCError:
+            return  # as in the keepalive's own loop
+
     def on_thread(self, name: str, call: Callable[[], None]) -> None:
-        """A thread does one thing at a time, also when others come in between."""
+        """A thread does one thing at a time, also when others come in between. What it does not catch ends it, and then the process."""
         if name in self.busy:
             return
         self.busy.add(name)
         try:
             call()
-        except PVCError:
-            return
+        except PVCError as error:
+            raise Violation(f"{self.host.name}: the thread {name} dies of {type(error).__name__}: {error}") from error
         finally:
             self.busy.discard(name)

@@ -282,12 +282,9 @@ def removed_and_back_with_its_own() -> None:
 def started_by_libvirt_at_boot() -> None:
     """a reboots quickly, and libvirt starts the guest before pvcd has looked: no claim allows it, and nothing waits for ever."""
     cluster = world()
+    cluster.hosts["a"].hypervisor.autostarts[VM] = (f"vm{VM[:4]}", 512)
     cluster.power_off("a")
     cluster.power_on("a")
-    hypervisor = cluster.hosts["a"].hypervisor
-    hypervisor.before_effect = lambda _what: None
-    hypervisor.create(cluster.word(VM, "xml") or "")
-    hypervisor.copies[VM].persistent = hypervisor.copies[VM].autostart = True
     cluster.run(25.0)
     assert cluster.server.text(schema.node_key("a", "incarnation")) == "a2/0", "it does not join"
     cluster.run(35.0)

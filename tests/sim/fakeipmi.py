@@ -30,6 +30,8 @@ class Bmcs:
     """name → the host whose controller it leads to"""
     configured: dict[str, str] = field(default_factory=dict)
     """node → the `ipmi_hostname` in its pvcd.conf, where it is not its own name"""
+    mute: set[str] = field(default_factory=set)
+    """hosts whose controller answers the next question with something else"""
     inside: bool = False
     """hosts see their own controllers from inside"""
     offs: list[tuple[str, str, float]] = field(default_factory=list)
@@ -95,6 +97,13 @@ class FakeIpmi:
         cut = (self._daemon.host.name, host.name) in self._cluster.bmcs.cut
         return host if host.bmc != "dead" and self._daemon.host.zk.connected and not cut else None
 
+    def _muddled(self, bmc: Bmc) -> bool:
+        """The answer to this question is of no use."""
+        name = self._cluster.bmcs.host(bmc.host)
+        muddled = name in self._cluster.bmcs.mute
+        self._cluster.bmcs.mute.discard(name)
+        return muddled
+
     def cipher(self, bmc: Bmc) -> int | None:
         return 3 if bmc.host in self._answered else None
 
@@ -108,14 +117,19 @@ class FakeIpmi:
             self._answered.discard(bmc.host)
             return Reading(Power.UNKNOWN, "no answer")
         self._answered.add(bmc.host)
+        if self._muddled(bmc):
+            return Reading(Power.UNKNOWN, "Error: Unable to establish IPMI v2 / RMCP+ session")
         if host.bmc == "glitched":
             host.bmc = "ignore"
             return Reading(Power.OFF)
         return Reading(Power.OFF if not host.power or host.bmc == "lie" else Power.ON)
 
     def off(self, bmc: Bmc, _deadline_s: float) -> str:
+        self._cluster.oracles.off_is_sent(self._daemon.host.key, self._host(bmc))
         self._daemon.interrupted("ipmi off")
         host = self._host(bmc)
+        if self._muddled(bmc):
+            return "Set Chassis Power Control to Down/Off failed: Node busy"
         if host is not None and host.bmc == "glitch":
             host.bmc = "glitched"
         if host is not None and host.bmc == "ok" and host.power:
@@ -126,12 +140,16 @@ class FakeIpmi:
     def on(self, bmc: Bmc) -> str:
         self._daemon.interrupted("ipmi on")
         host = self._host(bmc)
+        if self._muddled(bmc):
+            return "Set Chassis Power Control to Up/On failed: Node busy"
         if host is not None and host.bmc != "busy":
             self._cluster.power_on(host.name)
         return "Chassis Power Control: Up/On"
 
     def guid(self, bmc: Bmc) -> str | None:
         host = self._host(bmc)
+        if self._muddled(bmc):
+            return None
         if self._cluster.bmcs.host(bmc.host) == self._daemon.host.name:
             return guid_of(self._daemon.host.name)  # asked at the start, before anybody has mixed up the cables
         return None if host is None else guid_of(host.name)

@@ -181,7 +181,12 @@ class FakeZooKeeper:
         """the next commit: 'after' it is applied and its answer lost, 'before' it is lost on its way"""
         self.before_commit: Callable[[Sequence[Change]], None] = lambda _changes: None
         """called when a commit is on its way; what the others do in there comes first"""
+        self.before_read: Callable[[], None] | None = None
+        """called before each read, and in the middle of one of many keys"""
+        self.unanswered: Callable[[], None] | None = None
+        """called by a read while the link is cut: it waits for its deadline before it fails"""
         self._snapshot: dict[str, Value] | None = None
+        self._lists: dict[str, list[str]] = {}
         server.clients[name] = self
 
     # ------------------------------------------------------------------------------------------------------- faults
@@ -202,8 +207,12 @@ class FakeZooKeeper:
             self.server.pending[self.name, path] = None
 
     def lag(self, behind: bool) -> None:
-        """Read from a follower that stands still, until `sync`, a commit or `lag(False)`."""
+        """Read from a follower that stands still, values and lists, until `sync`, a commit or `lag(False)`."""
         self._snapshot = {path: node.value for path, node in self.server.nodes.items()} if behind else None
+        self._lists = {}
+        for path in self._snapshot or ():
+            parent, _, name = path.rpartition("/")
+            self._lists.setdefault(parent, []).append(name)
 
     def forget(self) -> None:
         """The process has died: its watches and ephemerals are gone."""
@@ -227,14 +236,37 @@ class FakeZooKeeper:
         return self.read_many([path])[path]
 
     def read_many(self, paths: Iterable[str]) -> dict[str, Value]:
-        self._reach()
+        """Not a consistent snapshot: with `before_read`, something may come between the first half and the second."""
+        if self.before_read is None:
+            return self._read(paths)
+        wanted = list(paths)
+        half = len(wanted) // 2
+        self.before_read()
+        found = self._read(wanted[:half])
+        if half:
+            self.before_read()
+        return {**found, **self._read(wanted[half:])}
+
+    def _read(self, paths: Iterable[str]) -> dict[str, Value]:
+        if not self.connected:
+            self._wait()
         if self._snapshot is not None:
             return {path: self._snapshot.get(path, MISSING) for path in paths}
         found = {path: self.server.nodes.get(path) for path in paths}
         return {path: node.value if node else MISSING for path, node in found.items()}
 
-    def children(self, path: str) -> list[str] | None:
+    def _wait(self) -> None:
+        if self.unanswered is not None:
+            self.unanswered()
         self._reach()
+
+    def children(self, path: str) -> list[str] | None:
+        if self.before_read is not None:
+            self.before_read()
+        if not self.connected:
+            self._wait()
+        if self._snapshot is not None:
+            return sorted(self._lists.get(path, [])) if path in self._snapshot else None
         return self.server.children(path) if path in self.server.nodes else None
 
     def sync(self, _path: str) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from pvcd.marks import Marks, Memory
 
-from .fakehypervisor import FakeHypervisor
 from .fakezk import FakeZooKeeper
+from .faulty import FaultyHypervisor
 
 if TYPE_CHECKING:
     from .cluster import Daemon
@@ -24,7 +24,7 @@ class Host:
     """
 
     name: str
-    hypervisor: FakeHypervisor
+    hypervisor: FaultyHypervisor
     zk: FakeZooKeeper
     boot: int = 1
     power: bool = True
@@ -37,10 +37,17 @@ class Host:
     mark: Memory = field(default_factory=Memory)
     refused: bool = False
     """pvcd has ended with the status after which systemd does not try again"""
+    wrecked: bool = False
+    """no order to switch it on helps"""
 
     def __post_init__(self) -> None:
         self.key = self.key or self.name
         self.machine = self.machine or hashlib.md5(self.name.encode(), usedforsecurity=False).hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """Of its present boot; copies have boots of their own."""
+        return f"{self.name}{self.boot}"
 
 
 class Disk(Marks):

@@ -3,9 +3,11 @@
 """Random schedules with faults: a seed is a schedule, and the same seed is the same schedule.
 
 Every seed has its own mix of faults (swarm testing: with everything broken all the time the deep paths are never reached). At any
-commit or effect others may come first, or the process may die. Then everything heals, and every VM must be where it belongs.
+commit or effect others may come first, or the process may die. Then everything heals, and every VM must be where it belongs. The faults
+of `faults.FAULTS` have names: --only leaves all others of them out, --without some, and those of `faults.KNOWN` need --known or --only.
 
-python3 -m sim.schedule --seeds 2000 · --first N · --replay SEED · --lie      (with the checkout and its tests/ on PYTHONPATH)
+python3 -m sim.schedule --seeds 2000 · --first N · --replay SEED · --lie · --only NAME… · --without NAME… · --known
+(with the checkout and its tests/ on PYTHONPATH)
 """
 from __future__ import annotations
 
@@ -14,21 +16,25 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from pvcd.cluster import fences, requests, schema
 from pvcd.cluster.errors import PVCError
-from pvcd.cluster.records import Fence
-from pvcd.cluster.schema import FencePhase, VMState
+from pvcd.cluster.schema import DomainState, FencePhase, VMState
 from pvcd.cluster.store import Store
 from pvcd.local import Status
 
-from .cluster import Cluster, Daemon, Violation
+from .cluster import Cluster, Daemon
 from .fakezk import FakeZooKeeper
+from .faults import EVERY, KNOWN, Faults
+from .oracles import Outside, Violation
 
 VMS = ("aaaa0000-0000-4000-8000-000000000001", "bbbb0000-0000-4000-8000-000000000002")
 STEPS = 700
 HEAL_S = 900.0
+QUIET_S, QUIET_MOVES, QUIET_TIMES = 30.0, 10, 4
+"""At rest, and with a guest that somebody has paused, no more writes than this come in such a time."""
+RESTORED_S = 120.0
 SHOWN = 60
 RESTART_S = 5.0
 
@@ -36,10 +42,10 @@ RESTART_S = 5.0
 class Schedule:
     """One seed's world and its dice."""
 
-    def __init__(self, seed: int, lie: bool = False) -> None:
+    def __init__(self, seed: int, lie: bool = False, without: Collection[str] = KNOWN) -> None:
         self.dice = random.Random(seed)
         self.world = Cluster(lies_possible=lie)
-        self.world.interrupt = self._interrupt
+        self.world.interrupt, self.world.passes = self._interrupt, self._passes
         self.operator = FakeZooKeeper(self.world.server, "operator")
         self.store = Store(self.operator)
         self.ordered: dict[str, VMState] = {}
@@ -58,6 +64,8 @@ class Schedule:
         self.loss = dice.choice((0.0, 0.05, 0.2, 0.5))
         self.world.fabric.lease_s = dice.choice((0.0, 0.0, 90.0, 300.0))
         self.finish_loss = dice.choice((0.0, 0.0, 0.5))
+        self.faults = Faults(seed, self, VMS, without)
+        self.faults.prepare()
         for name in self.world.names:
             self.world.start_daemon(name)
         self.world.run(2.0)
@@ -69,11 +77,14 @@ class Schedule:
     # ------------------------------------------------------------------------------------------------------------ steps
 
     def run(self) -> None:
+        self.faults.live = True
         for _ in range(STEPS):
             self.step()
         self.heal()
+        self.restored()
 
     def step(self) -> None:
+        self.faults.step()
         dice, world = self.dice, self.world
         roll = dice.random()
         if roll < self.rate:
@@ -83,7 +94,7 @@ class Schedule:
         elif roll < 0.45:
             world.pass_time(dice.choice((0.01, 0.1, 0.3, 1.0, 2.0)))
             self._restarts()
-            for host in world.hosts.values():
+            for host in list(world.hosts.values()):
                 if host.daemon is not None and dice.random() < 0.8:
                     host.daemon.turn(dice.choice((1, 2, 5)))
         elif roll < 0.6:
@@ -106,21 +117,32 @@ class Schedule:
         if self.dice.random() < self.death:
             self.world.say(f"{daemon.host.name}: dies before {what}")
             self.count["dies before " + what] += 1
-            self.world.stop_daemon(daemon.host.name)
+            self.world.stop_daemon(daemon.host.key)
         elif self.dice.random() < self.stale:
-            self._depth += 1
-            try:
-                for _ in range(self.dice.choice((1, 3, 10))):
+            self._others(self.dice.choice((1, 3, 10)), float("inf"))
+
+    def _passes(self, _daemon: Daemon, seconds: float, _what: str) -> None:
+        """A call of this daemon takes so long; 0: something comes in between, no more."""
+        if self._calm or self._depth >= 3:
+            return
+        steps = 100 if seconds else self.faults.dice.choice((1, 3, 10))
+        self._others(steps, self.world.now + (seconds or float("inf")))
+
+    def _others(self, steps: int, until: float) -> None:
+        self._depth += 1
+        try:
+            for _ in range(steps):
+                if self.world.now < until:
                     self.step()
-            finally:
-                self._depth -= 1
+        finally:
+            self._depth -= 1
 
     def _restarts(self) -> None:
         """systemd starts pvcd again; some hosts come back by themselves."""
-        for host in self.world.hosts.values():
+        for host in list(self.world.hosts.values()):
             down_s = self.world.now - host.down_since
             if host.power and host.daemon is None and down_s > 1.0 and (self.dice.random() < 0.5 or down_s > RESTART_S):
-                self.world.start_daemon(host.name)
+                self.world.start_daemon(host.key)
 
     # ----------------------------------------------------------------------------------------------------------- faults
 
@@ -225,6 +247,10 @@ class Schedule:
         if path in self.world.server.nodes:
             self.world.server.put(path, self.dice.choice(("flush", "unflush", "unflush")))
 
+    def flush(self, name: str) -> None:
+        if schema.node_key(name, "domainstate") in self.world.server.nodes:
+            self.world.server.put(schema.node_key(name, "domainstate"), DomainState.FLUSH.value)
+
     def _command(self) -> None:
         """Our client: decided on what it reads, applied after the cluster has gone on."""
         uuid, verb = self.dice.choice(VMS), self.dice.choice(("start", "start", "stop", "shutdown", "restart", "move", "migrate", "unmigrate"))
@@ -289,7 +315,7 @@ class Schedule:
     # ------------------------------------------------------------------------------------------------------------- end
 
     def heal(self) -> None:
-        """No more faults: everything must come to rest where it belongs."""
+        """No more faults: everything must come to rest where it belongs, and be quiet then."""
         self._calm = True
         world = self.world
         world.say("everything heals")
@@ -306,10 +332,25 @@ class Schedule:
             if not host.zk.connected:
                 host.zk.heal()
             host.zk.lag(False)
+            host.down_since = min(host.down_since, world.now)
             world.power_on(host.name)
+        self.faults.heal()
+        if self.faults.paused_somewhere():
+            world.run(2 * QUIET_S, 0.5)
+            self._quiet(QUIET_MOVES)
+            self.faults.guests_go_on()
+        if self.faults.gone:
+            self._settles()
+            self.faults.comes_back()
+        self._settles()
+        self._quiet(QUIET_MOVES)
+
+    def _settles(self) -> None:
+        world = self.world
         deadline = world.now + HEAL_S
         while world.now < deadline:
             world.run(5.0, 0.5)
+            self.faults.guests_go_on()
             for host in world.hosts.values():
                 world.power_on(host.name)
             wrong = self.unsettled()
@@ -317,36 +358,81 @@ class Schedule:
                 return
         raise Violation(f"I2: not at rest {HEAL_S:.0f} s after everything had healed: {wrong}")
 
+    def _quiet(self, most: int) -> None:
+        """I14: no two rows, or nodes, undo each other's work without end."""
+        for _ in range(QUIET_TIMES):  # work that was still to be done may take one or two of them
+            before = self.world.oracles.moves
+            self.world.run(QUIET_S, 1.0)
+            moves = self.world.oracles.moves - before
+            if moves <= most:
+                return
+        raise Violation(f"I14: {moves} writes in {QUIET_S:.0f} s, and nothing comes of them: {'; '.join(self.world.oracles.lately)}")
+
+    def restored(self) -> None:
+        """I15: data that is older than what has happened since is no order: nothing that runs is touched, nothing is started."""
+        if not self.faults.restore():
+            return
+        before = len(self.world.fabric.events)
+        self.world.run(RESTORED_S, 0.5)
+        events = self.world.fabric.events[before:]
+        if events:
+            raise Violation(f"I15: ZooKeeper was restored, and then: {events[0][1]}: {events[0][2][:4]} {events[0][3]}")
+
     def unsettled(self) -> str:
         """What is not as it must be at the end, or ''."""
-        for uuid in VMS:
-            state, home = self.world.word(uuid, "state"), self.world.word(uuid, "hypervisor")
-            running, claim = self.world.fabric.running(uuid), self.world.claim(uuid)
-            if state == "start":
-                if running != [home] or claim is None or claim.node != home or claim.op is not None:
-                    return f"{uuid[:4]} state {state} hypervisor {home} runs on {running} claim {claim}"
-            elif state in ("stop", "failed"):
-                if running or claim is not None:
-                    return f"{uuid[:4]} state {state} runs on {running} claim {claim}"
-            else:
-                return f"{uuid[:4]} state {state}"
-            if state != "failed" and state != self.ordered[uuid].value:
-                return f"I11: {uuid[:4]} was ordered to {self.ordered[uuid].value} last, and its state is {state}"
-        down = [name for name in self.world.names if self.world.server.text(schema.node_key(name, "daemonstate")) != "run"]
-        fenced = [name for name in self.world.names if not isinstance(self.store.view().fence(name), Fence)]
-        return f"{down} {fenced}" if down or fenced else ""
+        return next(filter(None, map(self._vm_unsettled, VMS)), "") or next(filter(None, map(self._node_unsettled, self.world.names)), "")
+
+    def _vm_unsettled(self, uuid: str) -> str:
+        state, home, last = (self.world.word(uuid, key) for key in ("state", "hypervisor", "lasthypervisor"))
+        running, claim = self.world.fabric.running(uuid), self.world.claim(uuid)
+        shown = f"{uuid[:4]} state {state} hypervisor {home} lasthypervisor {last} runs on {running} claim {claim}"
+        if state == "start":
+            if running != [home] or claim is None or claim.node != home or claim.op is not None:
+                return shown
+        elif state not in ("stop", "failed") or running or claim is not None:
+            return shown
+        if last and (last not in self.world.names):
+            return shown
+        if state != "failed" and state != self.ordered[uuid].value:
+            return f"I11: {uuid[:4]} was ordered to {self.ordered[uuid].value} last, and its state is {state}"
+        return ""
+
+    def _node_unsettled(self, name: str) -> str:
+        """In `run`, its fence up with the incarnation that lives, no flush under way; one that is gone for good: proved dead, and empty."""
+        fence, host = self.store.view().fence(name), self.world.hosts[name]
+        word, domains = (self.world.server.text(schema.node_key(name, key)) for key in ("daemonstate", "domainstate"))
+        if name in self.faults.gone:
+            held = [uuid[:4] for uuid in VMS if (claim := self.world.claim(uuid)) is not None and claim.node == name]
+            return f"{name} is off for good: {fence}, holds {held}" if held or (fence is not None and fence.phase is FencePhase.UP) else ""
+        alive = fence is not None and fence.phase is FencePhase.UP and host.daemon is not None and fence.inc == host.daemon.standing.inc
+        bound = any(name in (self.world.word(uuid, "hypervisor"), self.world.word(uuid, "lasthypervisor")) for uuid in VMS)
+        bound = bound or "flushes end" not in self.world.oracles.judged
+        if word != "run" or not alive or (domains in (DomainState.FLUSH.value, DomainState.UNFLUSH.value) and not bound):
+            return f"{name}: daemon {word}, domains {domains}, {fence}"
+        return ""
 
 
-def violation(seed: int, lie: bool = False, prepare: Callable[[Schedule], None] | None = None) -> tuple[str, Schedule]:
+def violation(seed: int, lie: bool = False, prepare: Callable[[Schedule], None] | None = None,
+              without: Collection[str] = KNOWN) -> tuple[str, Schedule]:
     """Run one seed; the violated invariant, or ''."""
-    schedule = Schedule(seed, lie)
+    schedule = Schedule(seed, lie, without)
     if prepare is not None:
         prepare(schedule)
     try:
         schedule.run()
     except Violation as found:
         return str(found), schedule
+    except Outside as end:
+        schedule.world.say(f"outside the promises: {end}")
+        schedule.count["outside"] += 1
     return "", schedule
+
+
+def left_out(arguments: argparse.Namespace) -> Collection[str]:
+    """Which of the named faults the seeds do without."""
+    if arguments.only is not None:
+        return EVERY - set(arguments.only)
+    return set(arguments.without) | (set() if arguments.known else set(KNOWN))
 
 
 def main() -> int:
@@ -355,15 +441,19 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--replay", type=int)
     parser.add_argument("--lie", action="store_true")
+    parser.add_argument("--only", nargs="*", choices=sorted(EVERY))
+    parser.add_argument("--without", nargs="*", choices=sorted(EVERY), default=[])
+    parser.add_argument("--known", action="store_true", help="with the faults that the product does not survive yet")
     arguments = parser.parse_args()
+    without = left_out(arguments)
     if arguments.replay is not None:
-        found, schedule = violation(arguments.replay, arguments.lie)
+        found, schedule = violation(arguments.replay, arguments.lie, without=without)
         print("\n".join(schedule.world.log[-SHOWN:]))
-        print(f"seed {arguments.replay}: {found or 'no violation'}; {dict(schedule.count)}")
+        print(f"seed {arguments.replay}: {found or 'no violation'}; {sorted(schedule.faults.names)} {dict(schedule.count)}")
         return 1 if found else 0
     started, bad, total = time.monotonic(), 0, Counter[str]()
     for seed in range(arguments.first, arguments.first + arguments.seeds):
-        found, schedule = violation(seed, arguments.lie)
+        found, schedule = violation(seed, arguments.lie, without=without)
         total += schedule.count
         if found:
             bad += 1

@@ -6,12 +6,16 @@ from __future__ import annotations
 import os
 from concurrent.futures import ProcessPoolExecutor
 
+from .faults import EVERY, KNOWN
 from .schedule import violation
 
 SEEDS = int(os.environ.get("PVC_SEEDS", "2000"))
 CHUNK = 50
 CORPUS = (1, 3, 23, 42, 76, 84, 106, 172, 185, 186, 235, 1549, 1983, 52377, 52589)
-"""Seeds that found something once, in the product or in the models."""
+"""Seeds that found something once, in the product or in the models, before there were faults with names."""
+FOUND = {"miswired": (24, 30), "clone": (2, 4), "restored": (3, 7), "cut in doubt": (16, 27), "fresh power-off": (214,), "autostart": (130,),
+         "paused guest": (151,), "image locks": (5, 10), "broken node": (108, 114), "one stays off": (17, 20), "flushes end": (162,)}
+"""Seeds that found something with this fault alone, of those that the product survives by now."""
 
 
 def broken(first: int) -> list[str]:
@@ -19,7 +23,17 @@ def broken(first: int) -> list[str]:
 
 
 def test_what_was_found_once() -> None:
-    assert [f"seed {seed}: {found}" for seed in CORPUS if (found := violation(seed)[0])] == []
+    assert [f"seed {seed}: {found}" for seed in CORPUS if (found := violation(seed, without=EVERY)[0])] == []
+
+
+def test_what_was_found_once_with_one_fault_alone() -> None:
+    survived = {name: seeds for name, seeds in FOUND.items() if name not in KNOWN}
+    assert [f"seed {seed} --only '{name}': {found}" for name, seeds in survived.items() for seed in seeds
+            if (found := violation(seed, without=EVERY - {name})[0])] == []
+
+
+def test_what_is_left_out_has_a_reason() -> None:
+    assert set(KNOWN) <= EVERY and all(KNOWN.values())
 
 
 def test_random_schedules() -> None:

@@ -53,6 +53,7 @@ class VMInstance:
         self._asked_at: float | None = None
         self._crashed_since: float | None = None
         self._resumed_at: float | None = None
+        self._refused_since: float | None = None
         self._first = True
         self.slow = False
         """its monitor does not answer: its visits are in the slow lane"""
@@ -188,6 +189,8 @@ class VMInstance:
             self._crashed_since = now
         if local.status is not Status.IO_ERROR:
             self._resumed_at = None
+        if local.status not in (Status.MIGRATING, Status.STUCK):
+            self._refused_since = None
         if op is None or op.dest != actor.node:
             self._env.arrivals.release(self.uuid)
         if op is None:
@@ -248,7 +251,7 @@ class VMInstance:
         return Timers(self._env.tick_s, self._env.shutdown_timeout_s, since(self._ordered[2] if self._ordered else None),
                       since(self._moved[1] if self._moved else None), since(self._dest_down_since), since(self._holder_dead_since),
                       since(self._unclaimed_since), since(self._shutdown_since), since(self._resumed_at),
-                      since(self._asked_at), since(self._crashed_since))
+                      since(self._asked_at), since(self._crashed_since), since(self._refused_since))
 
     def _asked_to_receive(self, s: Situation) -> bool:
         claim = s.claim.value
@@ -399,6 +402,8 @@ class VMInstance:
         """An effect did not come about, or nobody knows: say so, look again later; the next visit decides afresh."""
         if isinstance(error, HypervisorUnknown):
             self._mark_slow(error.slow)
+        elif step.row == "S6":
+            self._refused_since = self._env.clock() if self._refused_since is None else self._refused_since
         self._env.say(Level.WARNING, f"{self.uuid}: {step.verb.value}: {error}")
         self._env.store.write_meta(self.uuid, {"reason": f"{step.verb.value}: {error}", "at": self._env.utc()})
         return step.retry_s

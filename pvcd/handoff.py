@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (C) 2026 The PVC developers
-"""The planner's rows of a migration: D1-D4 and D6-D8 of its destination, S1-S7 of its source (D5 and S8 are in `planner`). Pure.
+"""The planner's rows of a migration: D1-D4 and D6-D8 of its destination, S1-S7 and S9 of its source (D5 and S8 are in `planner`). Pure.
 
 **The guest runs only where the claim is.** libvirt's own hand-off cannot say who has the guest once a reply is lost, so libvirt is told to
 leave the copy at the destination paused, and only the node that holds the claim resumes it. The claim leaves the source S by S's own
@@ -26,6 +26,7 @@ at once when its link to D breaks, after 30 s when D is silent. That is harmless
 | S4 | mine, run | gone | D up | claim := D in its present life, given |
 | S5 | mine, run | gone | D off, or not up for 30 s | close: it starts here. D's copy cannot run |
 | S6 | mine, run | MIGRATING or STUCK, no job, no call | | gate, resume: libvirtd was restarted, or could not wake it |
+| S9 | mine, run | as S6 | refused for a while: D's copy has the lock of its image (QEMU 10) | run, dest = me: D's copy goes (D5), S6 goes on |
 | S7 | mine, run | else | | close |
 
 A source that is cut off from ZooKeeper for two ticks, or whose pvcd is told to end, aborts a migration whose memory still moves
@@ -44,6 +45,8 @@ from .situation import Level, Situation, Step, Verb
 RESTART_S = 10.0
 """A daemon that is restarted is back after this long."""
 RESUME_REFUSED_S = 2.0
+REFUSED_FOR_S = 4.0
+"""A source whose resume was refused for so long does not wait for its own destination's copy, which may hold the lock."""
 CONVERGES = 20
 """A live migration that has moved so many times the guest's memory does not converge, slowed down as the guest is by then
 (AUTO_CONVERGE adds a tenth with every pass over the memory that gains too little): aborted. Counted in passes and not in hours,
@@ -146,9 +149,13 @@ def _run(s: Situation, op: Operation) -> Step:
         return Step("V2", f"the migration to {op.dest} began before the upgrade, and {op.dest} may run it: the paused copy is destroyed",
                     Verb.DESTROY, s.claim_gate, Level.CRITICAL)
     if local.status in (Status.MIGRATING, Status.STUCK):
-        return Step("S6", f"paused by a migration that is over{_why(s)}: it is resumed here", Verb.RESUME, s.gate, Level.WARNING)
+        if op.v != 1 and op.dest != s.me.node and (s.timers.refused_s or 0.0) >= REFUSED_FOR_S:
+            return Step("S9", f"paused by a migration that is over, and it cannot be resumed: the migration is taken back, so that the copy on {op.dest} "
+                        "goes, which may hold its disks", changes=claims.take_back(s.me, s.record, s.claim), level=Level.WARNING)
+        return Step("S6", f"paused by a migration that is over{_why(s)}: it is resumed here", Verb.RESUME, s.gate, Level.WARNING, retry_s=RESUME_REFUSED_S)
     left = "it stays here" if local.status is Status.RUNNING else f"it is {local.status.value} here"
-    return Step("S7", f"the migration to {op.dest} failed{_why(s)}; {left}", changes=claims.close(s.me, s.record, s.claim), level=Level.WARNING)
+    what = "was taken back" if op.dest == s.me.node else f"to {op.dest} failed{_why(s)}"
+    return Step("S7", f"the migration {what}; {left}", changes=claims.close(s.me, s.record, s.claim), level=Level.WARNING)
 
 
 def _under_way(s: Situation, op: Operation) -> Step:

@@ -81,6 +81,8 @@ class Timers:
     """since the guest was last asked to power off"""
     crashed_s: float | None = None
     """it has crashed and is still there"""
+    refused_s: float | None = None
+    """paused by a migration of this node's own, it was first refused to be resumed"""
 
 
 @dataclass(frozen=True)

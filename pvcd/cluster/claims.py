@@ -151,6 +151,15 @@ def close(me: Actor, record: DomainRecord, claim: ClaimRecord) -> tuple[Change, 
     return changes + rolled_back(me, record)
 
 
+def take_back(me: Actor, record: DomainRecord, claim: ClaimRecord) -> tuple[Change, ...]:
+    """run → run, with the source as its own destination: nobody else is to have a copy any more, and the order is taken back."""
+    held = _held(claim)
+    assert held.op is not None
+    ordered = record.hypervisor == held.op.dest and record.state in (VMState.START, VMState.MIGRATE)
+    return (me.mine, _set(record.uuid, claim, replace(held, op=replace(held.op, dest=me.node, dinc=me.inc))),
+            *(rolled_back(me, record) if ordered else ()))
+
+
 def rolled_back(me: Actor, record: DomainRecord) -> tuple[Change, ...]:
     """The order to go elsewhere is taken back: the VM stays with `me`, its holder."""
     last = "" if record.lasthypervisor == me.node else None

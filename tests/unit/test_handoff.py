@@ -198,6 +198,33 @@ def test_s6_a_source_that_nobody_wakes() -> None:
             is_exactly(plan(mine(OpPhase.RUN), Local(status, call=call)), "S6", Verb.RESUME, MINE, CLAIM, STATE, HOME)
 
 
+REFUSED = Timers(refused_s=4.0)
+
+
+@pytest.mark.parametrize("status", [Status.MIGRATING, Status.STUCK])
+def test_s9_a_source_that_may_not_resume_takes_its_migration_back(status: Status) -> None:
+    """QEMU 10: the paused copy at the destination has the lock of the image, and each would wait for the other for ever."""
+    back = Claim("a", "a1/0", replace(DEST_B, phase=OpPhase.RUN, dest="a", dinc="a1/0"))
+    is_exactly(plan(mine(OpPhase.RUN), status, timers=REFUSED), "S9", Verb.NOTHING, MINE, claimed(back), *rolled_back())
+    is_exactly(plan(mine(OpPhase.RUN), status, VMState.STOP, timers=REFUSED), "S9", Verb.NOTHING, MINE, claimed(back))
+    is_exactly(plan(mine(OpPhase.RUN), status, home="c", timers=REFUSED), "S9", Verb.NOTHING, MINE, claimed(back))
+    assert plan(mine(OpPhase.RUN), status, timers=Timers(refused_s=3.9)).row == "S6" and plan(mine(OpPhase.RUN, v=1), status, timers=REFUSED).row != "S9"
+    is_exactly(plan(back, status, VMState.START, "a", timers=REFUSED), "S6", Verb.RESUME, MINE, CLAIM, STATE, HOME)
+    for busy in (Local(status, call=ACTIVE), Local(status, job=True)):
+        assert plan(mine(OpPhase.RUN), busy, timers=REFUSED).row == "S3"
+
+
+def test_what_becomes_of_a_migration_that_was_taken_back() -> None:
+    """At the source its life goes on; at the destination the copy goes, and is not inherited when the source dies."""
+    back = Claim("a", "a1/0", replace(DEST_B, phase=OpPhase.RUN, dest="a", dinc="a1/0"))
+    step = plan(back, Local(Status.RUNNING, call=FAILED), VMState.START, "a")
+    assert step.row == "S7" and "taken back" in step.reason and claimed(Claim("a", "a1/0")) in step.changes
+    there = Claim("b", "b1/0", replace(DEST_B, phase=OpPhase.RUN, dest="b"))  # seen from the destination, node a
+    is_exactly(plan(there, Status.PAUSED, VMState.START, "b"), "D5", Verb.DESTROY, MINE, CLAIM)
+    dead = plan(there, Status.PAUSED, VMState.START, "b", seen=with_fence("b", FencePhase.FENCED))
+    assert dead.row == "D5"
+
+
 @pytest.mark.parametrize("status", [Status.RUNNING, Status.PAUSED, Status.IO_ERROR, Status.CRASHED])
 def test_s7_it_stayed(status: Status) -> None:
     is_exactly(plan(mine(OpPhase.RUN), Local(status, call=FAILED)), "S7", Verb.NOTHING, MINE, claimed(Claim("a", "a1/0")), *rolled_back())

@@ -246,6 +246,25 @@ def test_thirty_seconds_between_two_resumes_of_an_io_error() -> None:
     assert host.situation().timers.resume_s is None
 
 
+def test_a_source_that_is_refused_for_four_seconds_takes_its_migration_back_and_goes_on() -> None:
+    """Whether libvirt gives an answer counts: no answer is no refusal."""
+    host = Host("migrate", "b", Claim("a", "a1/0", Operation("op0", OpPhase.RUN, "b", "b1/0")))
+    host.copy(Status.STUCK)
+    with mock.patch.object(host.hypervisor, "resume", mock.Mock(side_effect=HypervisorUnknown("no answer"))):
+        for _ in range(5):
+            host.visit(2.0)
+    assert host.situation().timers.refused_s is None
+    with mock.patch.object(host.hypervisor, "resume", mock.Mock(side_effect=HypervisorError("no lock"))):
+        for _ in range(3):
+            host.visit(2.0)
+        assert host.claim == Claim("a", "a1/0", Operation("op0", OpPhase.RUN, "a", "a1/0")), "it names itself: the copy on b goes"
+        host.visit(2.0)
+    host.visit(2.0)
+    assert host.hypervisor.copies[UUID].status is Status.RUNNING
+    host.visit(1.0)
+    assert host.claim == MINE and host.situation().timers.refused_s is None
+
+
 # --------------------------------------------------------------------------------------------------------------- slow guests
 
 def test_a_guest_that_hangs_is_visited_in_the_slow_lane_before_it_is_asked_anything() -> None:

@@ -54,7 +54,7 @@ def look(store: Store, view: View, record: DomainRecord, node: str) -> Onward:
     on_their_way = [uuid for uuid, found in domains.items() if found.state in WANTED and not _settled(found, claims.get(uuid))]
     sizes = {uuid: _size(store, uuid) for uuid in {record.uuid, *on_their_way}}
     target, reason = choose(view, record, Cluster(domains, claims, sizes), {node, *avoided.nodes})
-    return Onward(target, reason, avoided)
+    return Onward(target, reason, avoided, untried=target is None and bool(set(view.nodes) - {node, *avoided.nodes}))
 
 
 def _settled(found: DomainRecord, claim: ClaimRecord | None) -> bool:

@@ -305,7 +305,7 @@ def _start(s: Situation) -> Step:
         note = avoid.noted(s.record.uuid, s.onward.avoided, s.me.node, tried.reason)
         return Step(37, f"cannot be started on {s.me.node} ({tried.reason}): {s.onward.target} tries ({s.onward.reason})",
                     changes=claims.send_on(s.me, s.record, s.claim, s.onward.target, note), level=Level.WARNING)
-    if tried.exhausted:
+    if tried.exhausted and not (tried.only_here and s.onward.untried):
         before = s.onward.avoided.told
         reason = tried.reason + (f"; tried before: {before}" if before else "")
         changes = (*claims.free(s.me, s.record, s.claim, VMState.FAILED), *avoid.forgotten(s.record.uuid, s.onward.avoided))

@@ -115,6 +115,11 @@ class Attempts:
         return refused and not self.hopeless and self.deaths <= MAX_RESTARTS
 
     @property
+    def only_here(self) -> bool:
+        """Given up by this host alone, and not for long: a node that is away now may come back and start it."""
+        return self.permanent and not self.hopeless and self.refused_s < GIVE_UP_S and self.deaths <= MAX_RESTARTS
+
+    @property
     def decides_s(self) -> float:
         """Until the next try, or until this node may be given up."""
         return min([self.wait_s, *(limit - self.refused_s for limit in (ELSEWHERE_S, GIVE_UP_S) if limit > self.refused_s)])
@@ -127,6 +132,8 @@ class Onward:
     target: str | None = None
     reason: str = ""
     avoided: Avoided = NOWHERE
+    untried: bool = False
+    """a node that cannot take it now has not tried yet"""
 
 
 @dataclass(frozen=True)

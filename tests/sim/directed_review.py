@@ -61,6 +61,42 @@ def recovered_on_a_node_whose_vms_are_coming_home() -> None:
     assert word(cluster, "a") == "unflush"
 
 
+# -------------------------------------------------------------------------------------------------------------- the starts
+
+def the_node_that_can_start_it_is_away_for_a_moment() -> None:
+    """The only other node can never start it. That is no reason to give it up while its home, which can, boots."""
+    cluster = world()
+    held = cluster.hosts["b"].hypervisor
+    held.refuses_all, held.unsupported = "no such CPU", True
+    dies(cluster, "c")
+    cluster.hosts["c"].bmc = "busy"
+    cluster.run(60.0)
+    dies(cluster, "a")
+    cluster.hosts["a"].bmc = "busy"
+    cluster.run(120.0)
+    assert cluster.word(VM, "hypervisor") == "b" and cluster.word(VM, "state") == "start" and held.creates > 0, "I2: given up at once"
+    cluster.hosts["a"].bmc = "ok"
+    cluster.power_on("a")
+    cluster.run(30.0)
+    cluster.server.put(schema.node_key("a", "domainstate"), "ready")
+    cluster.run(120.0)
+    assert cluster.fabric.running(VM) == ["a"]
+
+
+def nobody_else_comes_back() -> None:
+    """Then it is given up after the same ten minutes as any other."""
+    cluster = world()
+    held = cluster.hosts["b"].hypervisor
+    held.refuses_all, held.unsupported = "no such CPU", True
+    cluster.server.put(schema.node_key("c", "domainstate"), "flushed")
+    dies(cluster, "a")
+    cluster.hosts["a"].bmc = "busy"
+    cluster.run(500.0)
+    assert cluster.word(VM, "state") == "start"
+    cluster.run(300.0)
+    assert cluster.word(VM, "state") == "failed"
+
+
 # ------------------------------------------------------------------------------------------------------------- the hand-off
 
 def no_migration_to_a_daemon_that_stops() -> None:
@@ -171,6 +207,7 @@ def two_die_and_their_janitor_reaches_neither() -> None:
 
 
 SCHEDULES = (
-    homecoming_from_a_node_that_is_stopped, recovered_on_a_node_whose_vms_are_coming_home, no_migration_to_a_daemon_that_stops,
+    homecoming_from_a_node_that_is_stopped, recovered_on_a_node_whose_vms_are_coming_home,
+    the_node_that_can_start_it_is_away_for_a_moment, nobody_else_comes_back, no_migration_to_a_daemon_that_stops,
     source_that_may_not_act_in_the_data_phase, destination_is_shut_down_behind_its_offer, it_runs_outside_among_many,
     two_die_and_their_janitor_reaches_neither)

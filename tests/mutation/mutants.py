@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 TRANSACTION = ("change dropped", "any version", "no gate")
-ENUMS = ("VMState", "Status", "FencePhase", "DaemonState", "DomainState", "OpPhase", "Power", "CallState", "Verb", "Answer")
+ENUMS = ("VMState", "Status", "FencePhase", "DaemonState", "DomainState", "OpPhase", "Power", "CallState", "Verb", "Answer", "Phase", "Ending",
+         "Act", "Kind", "Purpose", "Verdict")
 _CHANGE = re.compile(r"\b(Check|Write|Create|Delete|_set|_word|mine|as_read|order|rolled_back|proofs?|alive|silent|others|gate|claim_gate|"
                      r"held|words|named|taken|renamed|stale|proved|freed|changes|back_up|registered|rejoined|powered_on)\b")
+_CHANGES = re.compile(r"\b(Change|Check|Write)\b")
+_TAKES_CHANGES = ("apply", "commit", "Request")
 _TELLS = ("say", "_say", "_tell", "tell", "note", "_note", "record", "echo", "_report")
 _COMPARISONS = {ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
                 ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In}
@@ -43,7 +46,22 @@ class Mutant:
 def mutants(file: str, source: str) -> list[Mutant]:
     """All mutants of a file, in the order of its lines; each compiles."""
     tree = ast.parse(source)
-    return [made for node, function in _walk(tree, "") for kind, where, new in _of(node) if (made := _made(file, source, function, kind, where, new))]
+    changes = _changes(tree)
+    return [made for node, function in _walk(tree, "") for kind, where, new in _of(node, changes)
+            if (made := _made(file, source, function, kind, where, new))]
+
+
+def _changes(tree: ast.AST) -> set[ast.AST]:
+    """What stands in a transaction whatever it is called: in a tuple that is applied, or that a function returns as changes."""
+    found: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in _TAKES_CHANGES and node.args \
+                and isinstance(node.args[0], ast.Tuple):
+            found |= set(node.args[0].elts)
+        if isinstance(node, ast.FunctionDef) and node.returns is not None and _CHANGES.search(ast.unparse(node.returns)):
+            found |= {element for inner in ast.walk(node) if isinstance(inner, ast.Return) and isinstance(inner.value, ast.Tuple)
+                      for element in inner.value.elts}
+    return found
 
 
 def _walk(node: ast.AST, function: str) -> Iterator[tuple[ast.AST, str]]:
@@ -75,8 +93,8 @@ Change = tuple[str, ast.AST, str]
 """kind, the node whose text is replaced, the new text"""
 
 
-def _of(node: ast.AST) -> Iterator[Change]:
-    yield from _transactions(node)
+def _of(node: ast.AST, changes: set[ast.AST]) -> Iterator[Change]:
+    yield from _transactions(node, changes)
     if isinstance(node, ast.Compare) and len(node.ops) == 1:
         new = ast.Compare(node.left, [_COMPARISONS[type(node.ops[0])]()], node.comparators)
         yield "comparison", node, f"({ast.unparse(new)})"
@@ -108,10 +126,10 @@ def _keywords(node: ast.Call) -> Iterator[Change]:
             yield "keyword dropped", node, ast.unparse(ast.Call(node.func, node.args, [k for k in node.keywords if k is not keyword]))
 
 
-def _transactions(node: ast.AST) -> Iterator[Change]:
-    if isinstance(node, (ast.Tuple, ast.List)) and isinstance(node.ctx, ast.Load) and any(_is_change(element) for element in node.elts):
+def _transactions(node: ast.AST, changes: set[ast.AST]) -> Iterator[Change]:
+    if isinstance(node, (ast.Tuple, ast.List)) and isinstance(node.ctx, ast.Load):
         for element in node.elts:
-            if _is_change(element):
+            if element in changes or _is_change(element):
                 yield "change dropped", element, "*()"
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Check", "Write", "Delete"):
         version = node.args[2 if node.func.id == "Write" else 1] if len(node.args) > (2 if node.func.id == "Write" else 1) else None
@@ -138,7 +156,7 @@ def _made(file: str, source: str, function: str, kind: str, node: ast.AST, new: 
     was = " ".join(raw[begin:end].decode().split())
     text = (raw[:begin] + new.encode() + raw[end:]).decode()
     try:
-        same = ast.dump(ast.parse(text)) == ast.dump(ast.parse(source))
+        ast.parse(text)
     except SyntaxError:
         return None
-    return None if same else Mutant(file, function, (node.lineno, node.end_lineno), kind, was, new, text)
+    return None if text == source else Mutant(file, function, (node.lineno, node.end_lineno), kind, was, new, text)

@@ -15,7 +15,7 @@ from pvcd import questions
 from pvcd.bmc import Bmc, Kind, Power, Purpose, Question, Reading
 from pvcd.cluster import schema
 from pvcd.cluster.claims import Actor
-from pvcd.cluster.records import Check, Fence, decode_fence
+from pvcd.cluster.records import Change, Check, Create, Delete, Fence, Write, decode_fence
 from pvcd.cluster.schema import FencePhase
 from pvcd.cluster.store import Store
 from pvcd.fencing import Fencing
@@ -261,6 +261,51 @@ def test_a_stale_lock_is_deleted_and_a_fresh_one_is_not() -> None:
     c.zk.before_commit = first
     c.turn(0.0)
     assert json.loads(world.server.text(schema.FENCE_LOCK) or "[]")[0] == "a"
+
+
+# -------------------------------------------------------------------------------------------------- whole transactions
+
+
+def told(world: World) -> list[tuple[Change, ...]]:
+    found: list[tuple[Change, ...]] = []
+    world.server.on_commit = lambda _client, changes: found.append(tuple(changes))
+    return found
+
+
+def test_the_whole_of_a_lock_and_of_a_hand_over() -> None:
+    world, dead = World(), Controllers()
+    dead.power = Power.UNKNOWN
+    for _ in range(4):
+        world.server.put(schema.FENCE_LOCK, json.dumps(["b", "b1/0", "x"]))
+    world.store.apply((Write(schema.LOCKS, b"", 0),))
+    mine = Check(schema.fence("a"), 2)
+    lock = Create(schema.FENCE_LOCK, json.dumps(["a", "a1/0", "1"]).encode(), ephemeral=True)
+    found = told(world)
+    world.node("a", dead).turn()
+    assert found[0] == (mine, Write(schema.LOCKS, b"", 1), Delete(schema.FENCE_LOCK, 3), lock)
+    given_up = [changes for changes in found if any(isinstance(one, Delete) for one in changes)][1:]
+    assert given_up == [(mine, Write(schema.LOCKS, b"", 2), Delete(schema.FENCE_LOCK, 0))]
+
+
+def test_a_lock_of_an_earlier_process_is_given_up_at_its_version() -> None:
+    world, dead = World(), Controllers()
+    dead.power = Power.UNKNOWN
+    for _ in range(3):
+        world.server.put(schema.FENCE_LOCK, json.dumps(["a", "a1/0", "1"]))
+    found = told(world)
+    world.node("a", dead).turn()
+    assert (Check(schema.fence("a"), 2), Write(schema.LOCKS, b"", 0), Delete(schema.FENCE_LOCK, 2)) in found
+
+
+def test_the_whole_of_the_gates_before_off_and_on() -> None:
+    world, bmc = World(), Controllers()
+    found = told(world)
+    mine, version = Check(schema.fence("a"), 2), world.server.nodes[schema.fence("b")].version
+    silent = Check(schema.node_key("b", "keepalive"), 0)
+    turns(world.node("a", bmc), 12)
+    gates = [changes for changes in found if all(isinstance(one, Check) for one in changes)]
+    assert bmc.told == ["off b-lom", "on b-lom"]
+    assert gates == [(mine, Check(schema.fence("b"), version), silent), (mine, Check(schema.fence("b"), version + 1))]
 
 
 # ------------------------------------------------------------------------------------------------------------- threads

@@ -17,6 +17,8 @@ from pvcd.cluster.records import Claim, ClaimRecord, DomainRecord, NodeRecord, O
 from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
 from pvcd.cluster.survival import stranded
 
+from .rows import word
+
 
 class Level(IntEnum):
     """As monitoring plugins number them."""
@@ -133,7 +135,8 @@ def _node(facts: Facts, node: NodeRecord) -> Iterable[Problem]:
         yield Problem(Level.WARNING, "leaving", name, f"its host is shutting down; {max(0, node.departure.vms - held)} of "
                       f"{max(held, node.departure.vms)} VMs are gone", f"pvc history {name}")
     elif isinstance(node.daemonstate, Unknown) or node.daemonstate is None or not isinstance(node.domainstate, DomainState):
-        yield Problem(Level.WARNING, "bad-node", name, f"its state cannot be understood: {node.daemonstate}, {node.domainstate}", f"pvc node info {name}")
+        yield Problem(Level.WARNING, "bad-node", name, f"its state cannot be understood: {word(node.daemonstate)}, {word(node.domainstate)}",
+                      f"pvc node info {name}")
     elif node.domainstate is not DomainState.READY:
         yield Problem(Level.WARNING, "not-ready", name, f"it takes no VMs: {node.domainstate.value}", f"pvc node ready {name}")
     if facts.view.is_running(name) and node.libvirtstate not in ("", None):
@@ -171,7 +174,7 @@ def _vm(facts: Facts, record: DomainRecord) -> Iterable[Problem]:
     name, holder = facts.name(record.uuid), facts.holder(record.uuid)
     reason, op = facts.reasons.get(record.uuid, ""), _handed_over(facts.claims.get(record.uuid))
     if not isinstance(record.state, VMState) or not isinstance(record.hypervisor, str) or not isinstance(record.name, str):
-        yield Problem(Level.WARNING, "bad-vm", name, f"its keys cannot be understood, nothing is done with it: state {record.state}, "
+        yield Problem(Level.WARNING, "bad-vm", name, f"its keys cannot be understood, nothing is done with it: state {word(record.state)}, "
                       f"hypervisor {record.hypervisor}", f"pvc vm info {record.uuid}")
     elif record.state is VMState.FAILED:
         yield Problem(Level.CRITICAL, "failed", name, f"failed: {reason or 'no reason is known'}", f"Mend it, then: pvc vm start {name}")
@@ -208,7 +211,7 @@ def _outside(facts: Facts) -> Iterable[Problem]:
             record = facts.domains.get(uuid)
             if record is not None and facts.holder(uuid) is None:
                 yield Problem(Level.WARNING, "runs-outside", facts.name(uuid), f"runs on {node} outside PVC (libvirt's own domain '{called}'), and "
-                              f"its state is {getattr(record.state, 'value', record.state)}: it is left alone",
+                              f"its state is {word(record.state)}: it is left alone",
                               f"On {node}: virsh shutdown {called}; virsh undefine {called}" + (
                                   f". Or PVC takes it over as it runs: pvc vm start {facts.name(uuid)}" if record.hypervisor == node else ""))
 

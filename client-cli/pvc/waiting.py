@@ -19,6 +19,7 @@ from pvcd.cluster.schema import DomainState, OpPhase, VMState
 
 from . import interrupt
 from .connection import Cluster
+from .rows import word
 
 LOOK_S = 1.0
 BAR = 20
@@ -78,7 +79,7 @@ def for_start(cluster: Cluster, uuid: str, target: str | None = None) -> Look:
         if record.state is VMState.START and target is not None and record.hypervisor != target:
             raise Failed(f"VM '{name}' stays on {record.hypervisor}: {_reason(cluster, uuid)}")
         if record.state not in (VMState.START, VMState.MIGRATE, VMState.RESTART, VMState.SHUTDOWN):
-            raise Failed(f"VM '{name}' got another order meanwhile: its state is '{record.state}'.")
+            raise Failed(f"VM '{name}' got another order meanwhile: its state is '{word(record.state)}'.")
         settled = record.state is VMState.START and held is not None and held.op is None and held.node == record.hypervisor
         if settled and held is not None:
             running = cluster.store.node(held.node).runningdomains
@@ -95,7 +96,7 @@ def _doing(state: object, held: Claim | None) -> str:
         return f"has arrived on {held.node}"
     if held.op is not None:
         return f"migrating from {held.node} to {held.op.dest} ({held.op.phase.value})"
-    return f"{getattr(state, 'value', state)} on {held.node}"
+    return f"{word(state)} on {held.node}"
 
 
 def _reason(cluster: Cluster, uuid: str) -> str:
@@ -108,7 +109,7 @@ def for_stop(cluster: Cluster, uuid: str) -> Look:
     def look() -> State:
         record, claim = cluster.store.domain_and_claim(uuid)
         if record.state not in (VMState.STOP, VMState.SHUTDOWN, VMState.DELETE, VMState.FAILED) and record.exists:
-            raise Failed(f"VM '{record.name}' got another order meanwhile: its state is '{getattr(record.state, 'value', record.state)}'.")
+            raise Failed(f"VM '{record.name}' got another order meanwhile: its state is '{word(record.state)}'.")
         if claim.value is None and record.state is not VMState.SHUTDOWN:
             return State(True, f"{record.name}: stopped")
         held = claim.value if isinstance(claim.value, Claim) else None
@@ -145,7 +146,7 @@ def for_node(cluster: Cluster, name: str, wanted: DomainState, bring_back: bool 
             away = _stay_away(cluster, name) if wanted is DomainState.READY and bring_back else ""
             return State(True, f"{name}: {wanted.value}{away}")
         if node.domainstate not in (DomainState.FLUSH, DomainState.UNFLUSH):
-            raise Failed(f"Node {name} got another order meanwhile: its domain state is '{node.domainstate}'.")
+            raise Failed(f"Node {name} got another order meanwhile: its domain state is '{word(node.domainstate)}'.")
         nonlocal most
         here = sum(isinstance(claim.value, Claim) and claim.value.node == name for claim in cluster.store.claims().values())
         most = max(most, here)

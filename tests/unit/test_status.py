@@ -261,3 +261,11 @@ def test_node_list_and_info_say_plainly_what_is_wrong(pvc: Pvc) -> None:
     assert "dead" in out and "pvc node confirm-off hv2" in err and "hv3: its BMC is broken: no answer" in err
     assert "confirm-off" in pvc("node", "info", "hv2")[1] and json.loads(pvc("node", "info", "hv2", "-f", "json")[1])["problems"] == ["fencing"]
     assert pvc("node", "list", "-f", "json")[2] == ""
+
+
+def test_words_are_shown_as_they_are_written() -> None:
+    """An enum member in a text shows its name, with Python 3.11: "its state is 'VMState.STOP'"."""
+    told = [problem.text for problem in health.problems(with_node(healthy(), node("hv2", domainstate=Unknown(b"odd"))))]
+    assert any("cannot be understood: run, " in text for text in told), told
+    facts = replace(healthy(), domains={UUID: vm(UUID, "hv1", hypervisor=None)})
+    assert any("state start, hypervisor None" in problem.text for problem in health.problems(facts))

@@ -122,3 +122,80 @@ def test_three_silent_ticks_are_told_by_who_may_judge() -> None:
     assert o.live.judge(view("a", "b", "c"), o.now, False).silent == ("c",)
     assert o.live.judge(view("a", "b", "c"), o.now, True).silent == ("c",), "a hold hides nothing"
     assert o.live.judge(view("a", "b", "c"), o.now + 10, False).silent == (), "in trouble itself"
+
+
+@pytest.mark.parametrize(("pause_s", "restarts"), [(14, False), (15, True), (100, True)])
+def test_silence_that_nobody_watched_counts_for_nothing(pause_s: int, restarts: bool) -> None:
+    """Its own keepalives went out, and it has looked at nobody: a pause of the observer (TESTAUDIT: liveness 59)."""
+    o = Observer()
+    o.run(20)
+    o.dead = {"c"}
+    o.run(20)
+    for _ in range(pause_s):
+        o.now += 1
+        o.live.acknowledged(o.now)
+    o.live.observe(o.now, o.versions)
+    assert o.live.silent_s("c", o.now) == (0 if restarts else 20 + pause_s)
+    assert (o.live.judge(view("a", "b", "c"), o.now, False).target is None) is restarts
+    if restarts:
+        o.run(29)
+        assert o.live.judge(view("a", "b", "c"), o.now, False).target is None
+        o.run(1)
+        assert o.live.judge(view("a", "b", "c"), o.now, False).target == "c"
+
+
+@pytest.mark.parametrize(("word", "counts"), [(DaemonState.INIT, True), (DaemonState.RUN, True), (DaemonState.DEAD, True), (DaemonState.STOP, False)])
+def test_whose_silence_counts(word: DaemonState, counts: bool) -> None:
+    """A node whose word is `dead` and whose fence is `up` again is fenced too, or its VMs wait for ever."""
+    o = Observer()
+    o.run(20)
+    o.dead = {"c"}
+    o.run(40)
+    seen = view("a", "b", "c")
+    seen = View({**seen.nodes, "c": NodeRecord("c", word, timing=Timing(5.0, 6), versions={"": 0})}, seen.fences)
+    assert (o.live.judge(seen, o.now, False).target == "c") is counts
+
+
+def test_a_newer_keepalive_in_the_view_is_a_sign_of_life() -> None:
+    o = Observer()
+    o.run(20)
+    o.dead = {"c"}
+    o.run(40)
+    for ahead, target in ((0, "c"), (1, None)):
+        seen = view("a", "b", "c")
+        shown = NodeRecord("c", DaemonState.RUN, timing=Timing(5.0, 6), versions={"": 0, "keepalive": o.versions["c"] + ahead})
+        assert o.live.judge(View({**seen.nodes, "c": shown}, seen.fences), o.now, False).target == target
+
+
+def test_of_two_the_longer_silent_is_first_and_a_node_that_was_never_seen_is_not_judged() -> None:
+    o = Observer()
+    o.versions = dict.fromkeys("bcdef", 1)
+    o.run(20)
+    o.dead = {"d"}
+    o.run(10)
+    o.dead = {"c", "d"}
+    o.run(40)
+    found = o.live.judge(view(*"abcdef"), o.now, False)
+    assert (found.target, found.silent_s) == ("d", o.live.silent_s("d", o.now)) and found.silent == ("c", "d")
+    assert o.live.silent_s("x", o.now) == 0.0 and o.live.judge(view(*"abcdefx"), o.now, False).silent == ("c", "d")
+
+
+def test_who_was_acknowledged_less_than_two_ticks_ago_is_fresh() -> None:
+    for age, fresh in ((9.9, True), (10.0, False)):
+        live = Liveness("a", 5.0)
+        live.acknowledged(100.0)
+        live.observe(100.0, {"b": 1})
+        assert live.is_fresh(100.0 + age) is fresh
+    live.acknowledged(110.0)
+    assert not live.is_fresh(110.0), "it has not looked since the gap"
+    live.observe(110.0, {"b": 1})
+    assert live.is_fresh(110.0)
+
+
+@pytest.mark.parametrize(("gap_s", "silent_s"), [(9.0, 29.0), (10.0, 25.0), (14.0, 25.0), (15.0, 0.0)])
+def test_what_a_silence_grew_by_during_an_outage_of_ones_own(gap_s: float, silent_s: float) -> None:
+    live = Liveness("a", 5.0)
+    live.acknowledged(120.0)
+    live.observe(100.0, {"b": 1})
+    live.acknowledged(120.0 + gap_s)
+    assert live.silent_s("b", 120.0 + gap_s) == silent_s

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 TRANSACTION = ("change dropped", "any version", "no gate")
 ENUMS = ("VMState", "Status", "FencePhase", "DaemonState", "DomainState", "OpPhase", "Power", "CallState", "Verb", "Answer", "Phase", "Ending",
          "Act", "Kind", "Purpose", "Verdict")
-_CHANGE = re.compile(r"\b(Check|Write|Create|Delete|_set|_word|mine|as_read|order|rolled_back|proofs?|alive|silent|others|gate|claim_gate|"
-                     r"held|words|named|taken|renamed|stale|proved|freed|changes|back_up|registered|rejoined|powered_on)\b")
+_CHANGE = {"Check", "Write", "Create", "Delete", "_set", "mine", "as_read", "rolled_back", "proof", "alive", "silent", "gate", "claim_gate",
+           "taken", "renamed", "stale", "freed", "back_up", "registered", "rejoined", "powered_on"}
 _CHANGES = re.compile(r"\b(Change|Check|Write)\b")
 _TAKES_CHANGES = ("apply", "commit", "Request")
 _TELLS = ("say", "_say", "_tell", "tell", "note", "_note", "record", "echo", "_report")
@@ -59,8 +59,9 @@ def _changes(tree: ast.AST) -> set[ast.AST]:
                 and isinstance(node.args[0], ast.Tuple):
             found |= set(node.args[0].elts)
         if isinstance(node, ast.FunctionDef) and node.returns is not None and _CHANGES.search(ast.unparse(node.returns)):
-            found |= {element for inner in ast.walk(node) if isinstance(inner, ast.Return) and isinstance(inner.value, ast.Tuple)
-                      for element in inner.value.elts}
+            returned = [inner.value for inner in ast.walk(node) if isinstance(inner, ast.Return)]
+            returned += [part for value in returned if isinstance(value, ast.IfExp) for part in (value.body, value.orelse)]
+            found |= {element for value in returned if isinstance(value, ast.Tuple) for element in value.elts}
     return found
 
 
@@ -142,7 +143,12 @@ def _transactions(node: ast.AST, changes: set[ast.AST]) -> Iterator[Change]:
 
 
 def _is_change(node: ast.expr) -> bool:
-    return isinstance(node, (ast.Starred, ast.Call, ast.Attribute, ast.Name)) and bool(_CHANGE.search(ast.unparse(node)))
+    """By what it is called, where neither a transaction nor what a function returns shows it."""
+    if isinstance(node, (ast.Name, ast.Attribute)):
+        called = node.id if isinstance(node, ast.Name) else node.attr
+        return called in _CHANGE and not called[0].isupper()
+    inner = {part.id if isinstance(part, ast.Name) else part.attr for part in ast.walk(node) if isinstance(part, (ast.Name, ast.Attribute))}
+    return isinstance(node, (ast.Starred, ast.Call)) and bool(inner & _CHANGE)
 
 
 def _made(file: str, source: str, function: str, kind: str, node: ast.AST, new: str) -> Mutant | None:

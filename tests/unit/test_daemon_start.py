@@ -15,7 +15,7 @@ from sim.fakezk import FakeServer, FakeZooKeeper
 
 from pvcd import daemon, identity, registration
 from pvcd.cluster import schema
-from pvcd.cluster.records import Fence, Timing
+from pvcd.cluster.records import Change, Check, Fence, Timing, Write
 from pvcd.cluster.schema import DaemonState, FencePhase
 
 MACHINE, OTHER = "0123456789abcdef" * 2, "fedcba9876543210" * 2
@@ -253,3 +253,14 @@ def test_systemd_is_asked_for_time_before_what_takes_long(machine: Machine) -> N
     assert [name for name, _ in calls] == ["extend", "register", "extend", "_adopt", "extend", "stay", "stop", "stay"]
     assert [seconds for name, seconds in calls if name == "extend"] == [daemon.WATCH_S, daemon.ADOPT_S + daemon.REST_S, daemon.REST_S]
     assert daemon.WATCH_S > registration.WATCHED_TICKS * 60 + 10, "the longest tick that pvcd.conf allows"
+
+
+def test_the_words_of_a_start_are_written_by_who_may_act(machine: Machine) -> None:
+    """`run`, and the protocol that tells the others not to wait, only while the fence is as it was when this node came up."""
+    found: list[tuple[Change, ...]] = []
+    machine.server.on_commit = lambda _client, changes: found.append(tuple(changes))
+    assert machine.run() == 0
+    written = [(changes[0], *changes[1:]) for changes in found if isinstance(changes[0], Check) and changes[0].path == schema.fence("a")]
+    mine, protocol = Check(schema.fence("a"), 0), schema.node_key("a", "protocol")
+    for word in (Write(STATE, b"run", -1), Write(protocol, b"2", -1)):
+        assert (mine, word) in written, word

@@ -308,6 +308,24 @@ def test_the_whole_of_the_gates_before_off_and_on() -> None:
     assert gates == [(mine, Check(schema.fence("b"), version), silent), (mine, Check(schema.fence("b"), version + 1))]
 
 
+def test_the_whole_of_what_a_check_of_a_controller_writes() -> None:
+    world, bmc = World(), Controllers()
+    world.server.put(schema.fence("b"), Fence("b1/0", FencePhase.UP).encode())
+    found, node, mine = told(world), world.node("a", bmc), Check(schema.fence("a"), 2)
+    for _ in range(40):
+        node.turn(60.0)
+    for key in ("ipmistate", "ipmiinside"):
+        written = [changes for changes in found if any(one.path.endswith(key) for one in changes)]
+        by_path: dict[str, list[Change]] = {}
+        for changes in written:
+            assert len(changes) == 2 and changes[0] == mine, changes
+            by_path.setdefault(changes[1].path, []).append(changes[1])
+        assert by_path and any(len(one) > 1 for one in by_path.values())
+        for writes in by_path.values():
+            expected = [-1 if key == "ipmiinside" else number for number in range(len(writes) - 1)]
+            assert isinstance(writes[0], Create) and [one.version for one in writes[1:] if isinstance(one, Write)] == expected
+
+
 # ------------------------------------------------------------------------------------------------------------- threads
 
 

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
+from sim.fakezk import FakeServer, FakeZooKeeper
 from test_planner import DEST_A, DEST_B, ME, NODE_VERSIONS, UUID, node, record, situation, view
 from test_requests import ROOT, TAKEN
 
-from pvcd.cluster import avoid, claims, fences, flush, requests, schema, tries
+from pvcd.cluster import avoid, claims, fences, flush, history, requests, schema, tries
 from pvcd.cluster.avoid import Avoided
 from pvcd.cluster.flush import Cluster
 from pvcd.cluster.records import (
@@ -35,6 +36,7 @@ from pvcd.cluster.records import (
 )
 from pvcd.cluster.requests import Names
 from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
+from pvcd.cluster.store import Store
 from pvcd.cluster.tries import Tries, Try
 from pvcd.local import Local, Status
 from pvcd.planner import plan_domain
@@ -356,3 +358,30 @@ def test_the_row(number: int) -> None:
     step = plan_domain(situation)
     assert (step.row, step.verb) == (row, verb), step
     is_exactly(step.changes, *changes)
+
+
+# ------------------------------------------------------------------------------------------------------ what is only shown
+
+def test_a_line_of_history_and_a_reason_are_written_over_nobodys() -> None:
+    server = FakeServer()
+    zk = FakeZooKeeper(server, "a")
+    store, found = Store(zk), list[tuple[Change, ...]]()
+    store.ensure_roots()
+    server.on_commit = lambda _client, changes: found.append(tuple(changes))
+    entry = history.Entry("t", "a", "started", "ordered")
+    for number in range(2):
+        data = history.appended(store.raw(schema.history(UUID)).data, entry)
+        assert history.record(store, UUID, entry)
+        assert found.pop() == ((Write(schema.history(UUID), data, number - 1) if number else Create(schema.history(UUID), data)),)
+        store.write_meta(UUID, {f"key{number}": "x"})
+        assert len(found[-1]) == 1 and (found[-1][0].path, getattr(found[-1][0], "version", -1)) == (schema.vmmeta(UUID), number - 1)
+    assert store.meta(UUID) == {"key0": "x", "key1": "x"}
+
+    def another(_changes: object) -> None:
+        zk.before_commit = lambda _changes: None
+        server.put(schema.history(UUID), b"another\n")
+    zk.before_commit = another
+    assert history.record(store, UUID, entry), "a lost race is tried again"
+    assert (server.text(schema.history(UUID)) or "").splitlines()[0] == "another" and len(found) > 1
+    zk.cut()
+    assert not history.record(store, UUID, entry), "a history stops no action"

@@ -285,7 +285,10 @@ SPEAKS = Check(schema.node_key("b", "protocol"), NODE_VERSIONS["protocol"])
 FENCE_B = Check(schema.fence("b"), 7)
 READY_A = Claim("b", "b1/0", Operation("new", OpPhase.READY, "a", "a1/0"))
 
+ANOTHER_LIFE = replace(view(), fences={**view().fences, "a": FenceRecord(Fence("a2/0", FencePhase.UP), 8)})
+
 ROWS: list[tuple[object, Verb, Situation, tuple[Change, ...]]] = [
+    (0, Verb.NOTHING, situation(HELD, STOP, "a", RUNNING, view=ANOTHER_LIFE), ()),
     (7, Verb.NOTHING, situation(None, STOP, "b", RUNNING), (MINE, claimed(HELD))),
     ("D5", Verb.DESTROY, situation(None, START, "a", Status.CRASHED), GATE),
     ("D5", Verb.DESTROY, situation(None, START, "a", Status.PAUSED), GATE),
@@ -338,6 +341,8 @@ ROWS: list[tuple[object, Verb, Situation, tuple[Change, ...]]] = [
     (38, Verb.NOTHING, situation(HELD, MIGRATE, "a", ABSENT, record=record(MIGRATE, "a", "a")), (*CLAIM_GATE, state("start"), HOME, last(""))),
     (38, Verb.NOTHING, situation(HELD, RESTART, "b", ABSENT, record=record(RESTART, "b", "a")), (*CLAIM_GATE, state("start"), HOME)),
     (39, Verb.NOTHING, situation(HELD, SHUTDOWN, "a", ABSENT), (MINE, state("stop"), HOME, claimed(None))),
+    (35, Verb.NOTHING, situation(HELD, STOP, None, ABSENT), ()),
+    (35, Verb.NOTHING, situation(HELD, None, "a", ABSENT), ()),
     (40, Verb.NOTHING, situation(HELD, STOP, "a", ABSENT), (MINE, STATE, HOME, claimed(None))),
     (40, Verb.NOTHING, situation(HELD, START, "b", ABSENT), (MINE, STATE, HOME, claimed(None))),
     (40, Verb.NOTHING, situation(HELD, FAILED, "a", ABSENT), (MINE, STATE, HOME, claimed(None))),

@@ -164,21 +164,21 @@ def fence_of(view: View, **new: object) -> Write:
 
 
 def test_the_moves_of_a_fence() -> None:
-    up = fenced(Fence("b1/0", FencePhase.UP, "b", "boot", since="then"))
-    suspicion = {"phase": FencePhase.FENCING, "method": "", "ka": 50, "since": "now"}
+    up = fenced(Fence("b1/0", FencePhase.UP, "b", "boot", 3, True, True, "then", True))  # everything that an earlier fence may have left
+    suspicion = {"phase": FencePhase.FENCING, "method": "", "ka": 50, "since": "now", "on": False, "asked": False}
     is_exactly(fences.committed(ME, up, "b", 50, ["a", "b", "c"], "now"), MINE, SILENT, Check(schema.FENCES, 2), Check(schema.fence("c"), 8),
-               fence_of(up, by="a", **suspicion), DEAD)
+               fence_of(up, by="a", forced=False, **suspicion), DEAD)
     is_exactly(fences.forced(up, "b", "op", 50, "now"), SILENT, fence_of(up, by="op", forced=True, **suspicion), DEAD)
-    suspected = fenced(Fence("b1/0", FencePhase.FENCING, "a", ka=50, since="then"))
-    proof = fence_of(suspected, phase=FencePhase.FENCED, by="a", method="ipmi-off", since="now")
+    suspected = fenced(Fence("b1/0", FencePhase.FENCING, "a", "x", 50, False, True, "then", True))
+    proof = fence_of(suspected, phase=FencePhase.FENCED, by="a", method="ipmi-off", since="now", on=False, asked=False)
     is_exactly(fences.proved(suspected, "b", "a", "ipmi-off", "now", ME), MINE, SILENT, proof, FLUSHED, DEAD)
     is_exactly(fences.proved(suspected, "b", "op", "confirm", "now"), SILENT,
-               fence_of(suspected, phase=FencePhase.FENCED, by="op", method="confirm", since="now"), FLUSHED, DEAD)
+               fence_of(suspected, phase=FencePhase.FENCED, by="op", method="confirm", since="now", on=False, asked=False), FLUSHED, DEAD)
     unwatched = fenced(Fence("b1/0", FencePhase.FENCING, "a", forced=True))
     is_exactly(fences.proved(unwatched, "b", "a", "ipmi-off", "now", ME), MINE,
                fence_of(unwatched, phase=FencePhase.FENCED, by="a", method="ipmi-off", since="now"), FLUSHED, DEAD)
     alive = Write(schema.node_key("b", "keepalive"), b"1", 50)
-    is_exactly(fences.back_up("b", suspected.fences["b"], (alive,)), alive, fence_of(suspected, phase=FencePhase.UP, by="b", ka=None))
+    is_exactly(fences.back_up("b", suspected.fences["b"], (alive,)), alive, fence_of(suspected, phase=FencePhase.UP, by="b", method="", ka=None))
 
 
 def test_a_word_that_is_missing_is_created() -> None:

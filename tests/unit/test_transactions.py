@@ -206,6 +206,8 @@ def test_a_removal_and_the_hold() -> None:
     deletes = [Delete(schema.node_key("b", key), version) for key, version in (("daemonstate", 3), ("keepalive", 50), ("odd", -1))]
     is_exactly(fences.removed(up.nodes["b"], ["daemonstate", "keepalive", "odd"], up.fences["b"], "op", "now"),
                Check(schema.node_key("b", "daemonstate"), 3), SILENT, gone, *deletes, Delete(schema.node("b"), -1))
+    twice = fenced(Fence("b1/0", FencePhase.REMOVED, method="remove-fenced"))
+    assert fences.removed(NodeRecord("b"), [], twice.fences["b"], "op", "now") == (fence_of(twice, by="op", since="now"),), "it stays proved dead"
     never = Fence("", FencePhase.REMOVED, "op", "remove", since="now")
     assert fences.removed(NodeRecord("b"), [], FenceRecord(None, -1), "op", "now") == (Create(schema.fence("b"), never.encode()),)
     assert fences.held(Hold(version=4), True, "then", "op") == (Write(schema.FENCES, Hold(True, "then", "op").encode(), 4),)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 from sim.cluster import XML
-from sim.fakehypervisor import Fabric, FakeHypervisor
+from sim.fakehypervisor import Copy, Fabric, FakeHypervisor
 from sim.fakezk import FakeServer, FakeZooKeeper
 from test_daemon_parts import Beat
 
@@ -24,7 +24,7 @@ from pvcd.departure import Phase
 from pvcd.environment import Environment
 from pvcd.instances import DOMAINS, NODES, VIEW, Instances
 from pvcd.local import Guest, Status
-from pvcd.NodeInstance import LOOK_AGAIN_S, REFUSED_PAUSE_S, NodeInstance
+from pvcd.NodeInstance import LOOK_AGAIN_S, NodeInstance
 from pvcd.situation import Level
 from pvcd.view import ViewCache
 
@@ -149,6 +149,21 @@ def test_what_libvirt_shows_otherwise_is_visited() -> None:
     assert DOMAINS in c.nudged, "one that has no instance may be ours"
 
 
+@pytest.mark.parametrize(("home", "claim", "status", "runs"), [
+    ("a", HELD, Status.RUNNING, True), ("a", HELD, Status.PAUSED, False), ("a", HELD, None, False), ("b", Claim("b", "b1/0"), None, False)])
+def test_what_runs_here_and_what_is_left_here(home: str, claim: Claim, status: Status | None, runs: bool) -> None:
+    c = Cluster()
+    c.vm(UUID, home=home, claim=claim)
+    if status is not None:
+        assert isinstance(c.env.hypervisor, FakeHypervisor)
+        c.env.hypervisor.copies[UUID] = Copy("web1", 512, status, 1, c.now)
+    c.started().instances.visit(VM)
+    assert c.instances.running_here() == ([UUID] if runs else [])
+    assert c.instances.remaining() == ([UUID] if home == "a" else []) and c.instances.in_flight() == []
+    c.instances.inventory_seen([Guest(UUID, "web1", Status.PAUSED)])
+    assert c.instances.remaining() == [UUID]
+
+
 def test_a_vm_that_is_gone_is_not_watched_any_more() -> None:
     c = Cluster()
     c.server.put(schema.claim(UUID), b"")
@@ -218,7 +233,7 @@ def test_an_order_is_given_once_and_its_vm_is_visited_at_once() -> None:
     assert VM in c.nudged
     for key, value in {"state": "start", "hypervisor": "a", "lasthypervisor": ""}.items():  # refused at the destination
         c.server.put(schema.domain_key(UUID, key), value)
-    assert c.look(REFUSED_PAUSE_S - 1) == LOOK_AGAIN_S and c.committed == [] and not c.instance.moving
+    assert c.look(29.0) == LOOK_AGAIN_S and c.committed == [] and not c.instance.moving
     assert c.look(1.0) == LOOK_AGAIN_S and c.committed, "tried again"
 
 
@@ -253,9 +268,11 @@ def test_who_may_not_act_flushes_nothing() -> None:
     assert c.look() == LOOK_AGAIN_S and c.committed == [], "nobody calls again when it may act again"
     c.env.actor = lambda: Actor("a", "a1/0", 2)
     c.env.phase = Phase.CLOSE
-    assert c.look() is None and c.committed == []
+    c.look()
+    assert c.committed == []
     c.instance = NodeInstance("b", c.env)
-    assert c.look() is None and c.committed == []
+    c.look()
+    assert c.committed == []
 
 
 # ----------------------------------------------------------------------------------------------------- the keepalive's loop

@@ -10,8 +10,9 @@ from test_planner import ME, UUID, record, view
 from test_transactions import CLAIM, HOME, MINE, STATE, claimed, home, is_exactly, last, state
 
 from pvcd.cluster import schema
+from pvcd.cluster.placement import Planning, unfit
 from pvcd.cluster.records import Change, Check, Claim, ClaimRecord, DomainRecord, Fence, FenceRecord, Operation, View
-from pvcd.cluster.schema import FencePhase, OpPhase, Unknown, VMState
+from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
 from pvcd.recovery_plan import Recovery, plan_recovery
 
 START, STOP, MIGRATE, RESTART, SHUTDOWN, DELETE, FAILED = (
@@ -132,6 +133,21 @@ def test_a_node_whose_free_memory_is_unknown_is_no_target() -> None:
         seen = replace(view(), nodes={name: replace(node, memfree_mib=unknown) for name, node in view().nodes.items()})
         step = plan(record(START, "d"), DEAD, seen)
         assert step is not None and step.target is None and "free memory unknown" in step.reason
+
+
+def test_why_a_node_can_receive_nothing() -> None:
+    def why(name: str, phase: FencePhase | None = None, **words: object) -> str | None:
+        found = replace(view(), nodes={**view().nodes, "b": replace(view().nodes["b"], **words)})  # type: ignore[arg-type]
+        return unfit(replace(found, fences={**found.fences, "b": FenceRecord(Fence("b1/0", phase), 7)}) if phase else found, name)
+    assert why("b") is why("b", libvirtstate="") is None
+    assert why("nowhere") == why("b", versions={}) == "unknown node"
+    assert why("b", libvirtstate="no answer") == "its libvirt gives no answer"
+    assert why("b", FencePhase.FENCING) == "fencing" and why("b", FencePhase.FENCED) == "fenced"
+    assert why("b", daemonstate=DaemonState.STOP) == "daemon is stop" and why("b", daemonstate=None) == "daemon is missing"
+    assert why("b", domainstate=DomainState.FLUSHED) == "domain state is flushed"
+    assert unfit(replace(view(), fences={}), "b") == "never started"
+    assert Planning(View()).choose(1).reason == "there is no other node"
+    assert Planning(free(a=0, b=10, c=4)).choose(5).reason == "most free memory; 5 MiB left there"
 
 
 def test_a_fence_that_is_not_known_proves_nothing() -> None:

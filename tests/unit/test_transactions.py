@@ -164,21 +164,21 @@ def fence_of(view: View, **new: object) -> Write:
 
 
 def test_the_moves_of_a_fence() -> None:
-    up = fenced(Fence("b1/0", FencePhase.UP, "b", "boot", since="then"))
-    suspicion = {"phase": FencePhase.FENCING, "method": "", "ka": 50, "since": "now"}
+    up = fenced(Fence("b1/0", FencePhase.UP, "b", "boot", 3, True, True, "then", True))  # everything that an earlier fence may have left
+    suspicion = {"phase": FencePhase.FENCING, "method": "", "ka": 50, "since": "now", "on": False, "asked": False}
     is_exactly(fences.committed(ME, up, "b", 50, ["a", "b", "c"], "now"), MINE, SILENT, Check(schema.FENCES, 2), Check(schema.fence("c"), 8),
-               fence_of(up, by="a", **suspicion), DEAD)
+               fence_of(up, by="a", forced=False, **suspicion), DEAD)
     is_exactly(fences.forced(up, "b", "op", 50, "now"), SILENT, fence_of(up, by="op", forced=True, **suspicion), DEAD)
-    suspected = fenced(Fence("b1/0", FencePhase.FENCING, "a", ka=50, since="then"))
-    proof = fence_of(suspected, phase=FencePhase.FENCED, by="a", method="ipmi-off", since="now")
+    suspected = fenced(Fence("b1/0", FencePhase.FENCING, "a", "x", 50, False, True, "then", True))
+    proof = fence_of(suspected, phase=FencePhase.FENCED, by="a", method="ipmi-off", since="now", on=False, asked=False)
     is_exactly(fences.proved(suspected, "b", "a", "ipmi-off", "now", ME), MINE, SILENT, proof, FLUSHED, DEAD)
     is_exactly(fences.proved(suspected, "b", "op", "confirm", "now"), SILENT,
-               fence_of(suspected, phase=FencePhase.FENCED, by="op", method="confirm", since="now"), FLUSHED, DEAD)
+               fence_of(suspected, phase=FencePhase.FENCED, by="op", method="confirm", since="now", on=False, asked=False), FLUSHED, DEAD)
     unwatched = fenced(Fence("b1/0", FencePhase.FENCING, "a", forced=True))
     is_exactly(fences.proved(unwatched, "b", "a", "ipmi-off", "now", ME), MINE,
                fence_of(unwatched, phase=FencePhase.FENCED, by="a", method="ipmi-off", since="now"), FLUSHED, DEAD)
     alive = Write(schema.node_key("b", "keepalive"), b"1", 50)
-    is_exactly(fences.back_up("b", suspected.fences["b"], (alive,)), alive, fence_of(suspected, phase=FencePhase.UP, by="b", ka=None))
+    is_exactly(fences.back_up("b", suspected.fences["b"], (alive,)), alive, fence_of(suspected, phase=FencePhase.UP, by="b", method="", ka=None))
 
 
 def test_a_word_that_is_missing_is_created() -> None:
@@ -206,6 +206,8 @@ def test_a_removal_and_the_hold() -> None:
     deletes = [Delete(schema.node_key("b", key), version) for key, version in (("daemonstate", 3), ("keepalive", 50), ("odd", -1))]
     is_exactly(fences.removed(up.nodes["b"], ["daemonstate", "keepalive", "odd"], up.fences["b"], "op", "now"),
                Check(schema.node_key("b", "daemonstate"), 3), SILENT, gone, *deletes, Delete(schema.node("b"), -1))
+    twice = fenced(Fence("b1/0", FencePhase.REMOVED, method="remove-fenced"))
+    assert fences.removed(NodeRecord("b"), [], twice.fences["b"], "op", "now") == (fence_of(twice, by="op", since="now"),), "it stays proved dead"
     never = Fence("", FencePhase.REMOVED, "op", "remove", since="now")
     assert fences.removed(NodeRecord("b"), [], FenceRecord(None, -1), "op", "now") == (Create(schema.fence("b"), never.encode()),)
     assert fences.held(Hold(version=4), True, "then", "op") == (Write(schema.FENCES, Hold(True, "then", "op").encode(), 4),)
@@ -285,7 +287,10 @@ SPEAKS = Check(schema.node_key("b", "protocol"), NODE_VERSIONS["protocol"])
 FENCE_B = Check(schema.fence("b"), 7)
 READY_A = Claim("b", "b1/0", Operation("new", OpPhase.READY, "a", "a1/0"))
 
+ANOTHER_LIFE = replace(view(), fences={**view().fences, "a": FenceRecord(Fence("a2/0", FencePhase.UP), 8)})
+
 ROWS: list[tuple[object, Verb, Situation, tuple[Change, ...]]] = [
+    (0, Verb.NOTHING, situation(HELD, STOP, "a", RUNNING, view=ANOTHER_LIFE), ()),
     (7, Verb.NOTHING, situation(None, STOP, "b", RUNNING), (MINE, claimed(HELD))),
     ("D5", Verb.DESTROY, situation(None, START, "a", Status.CRASHED), GATE),
     ("D5", Verb.DESTROY, situation(None, START, "a", Status.PAUSED), GATE),
@@ -338,6 +343,8 @@ ROWS: list[tuple[object, Verb, Situation, tuple[Change, ...]]] = [
     (38, Verb.NOTHING, situation(HELD, MIGRATE, "a", ABSENT, record=record(MIGRATE, "a", "a")), (*CLAIM_GATE, state("start"), HOME, last(""))),
     (38, Verb.NOTHING, situation(HELD, RESTART, "b", ABSENT, record=record(RESTART, "b", "a")), (*CLAIM_GATE, state("start"), HOME)),
     (39, Verb.NOTHING, situation(HELD, SHUTDOWN, "a", ABSENT), (MINE, state("stop"), HOME, claimed(None))),
+    (35, Verb.NOTHING, situation(HELD, STOP, None, ABSENT), ()),
+    (35, Verb.NOTHING, situation(HELD, None, "a", ABSENT), ()),
     (40, Verb.NOTHING, situation(HELD, STOP, "a", ABSENT), (MINE, STATE, HOME, claimed(None))),
     (40, Verb.NOTHING, situation(HELD, START, "b", ABSENT), (MINE, STATE, HOME, claimed(None))),
     (40, Verb.NOTHING, situation(HELD, FAILED, "a", ABSENT), (MINE, STATE, HOME, claimed(None))),

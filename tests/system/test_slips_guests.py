@@ -67,7 +67,7 @@ def test_a_flush_of_a_node_with_a_paused_and_an_io_error_vm(lab: Lab, recorder: 
         here = where(lab, "still1")
         assert len(here) == 1 and domstate(lab, here[0], "still1").startswith("paused")
         told(lab, "paused", "still1", f"On {here[0]}: virsh resume still1", level="warning")
-        told(lab, "io-error", "full2", "On hv1: virsh resume full2")
+        told(lab, "io-error", "full2", "on hv1: virsh resume full2")
         told(lab, "blocked", "full2", "hv1", "I/O error", level="warning")
         lab.node(here[0]).run("virsh", "-q", "resume", "still1")
         wait_for("still1 has gone", lambda: where(lab, "still1") in (["hv2"], ["hv3"]), 90, 0.5)
@@ -166,7 +166,8 @@ def test_autostart_and_a_quick_reboot(lab: Lab, recorder: Recorder) -> None:
         wait_for("hv1 is in run in this boot", lambda: word(lab, "hv1", "daemonstate") == "run" and word(lab, "hv1", "incarnation") not in ("", before), 60)
         wait_for("it runs once, where its claim is", lambda: where(lab, "auto1") == [claimed_by(lab, "auto1")], 60, 0.5)
         settles(lab, "auto1", "start", "hv1", "")
-        heard(recorder, "auto1", lives + 1)
+        lab.await_life("auto1", lives + 2, 60)  # pvcd has ended libvirt's, and started its own
+        heard(recorder, "auto1", lives + 2)
         assert not recorder.testimony("auto1").doubles
         Life(lab, recorder, "auto1").goes_on()
         told(lab, "autostart", "auto1", "virsh autostart --disable auto1", level="warning")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from sim.cluster import XML
@@ -14,6 +15,7 @@ from sim.fakehypervisor import Copy, Fabric, FakeHypervisor
 from sim.fakezk import FakeServer, FakeZooKeeper
 from test_daemon_parts import Beat
 
+from pvcd import keepalive
 from pvcd.cluster import schema
 from pvcd.cluster.claims import Actor
 from pvcd.cluster.errors import Unreachable
@@ -270,6 +272,10 @@ def test_who_may_not_act_flushes_nothing() -> None:
     c.env.phase = Phase.CLOSE
     c.look()
     assert c.committed == []
+    c.env.phase = None
+    c.server.delete_tree(schema.node("a"))
+    c.look()
+    assert c.committed == [], "its keys are gone"
     c.instance = NodeInstance("b", c.env)
     c.look()
     assert c.committed == []
@@ -305,6 +311,15 @@ def test_whatever_goes_wrong_in_a_round_the_next_one_comes() -> None:
     assert loop.fed == 6, "the watchdog hears of every round"
     assert [level for level, _ in loop.said] == [Level.CRITICAL, Level.WARNING, Level.CRITICAL]
     assert "a bug" in loop.said[0][1] and "away" in loop.said[1][1] and "another" in loop.said[2][1]
+
+
+def test_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keepalive.psutil, "virtual_memory", lambda: SimpleNamespace(available=3 * 2**20 + 9, total=10 * 2**20))
+    monkeypatch.setattr(keepalive.os, "getloadavg", lambda: (1.234, 5.0, 6.0))
+    monkeypatch.setattr(keepalive, "hugepages", lambda: "")
+    found = {"memfree": "3", "memused": "7", "cpuload": "1.23", "hugepages": ""}
+    assert keepalive.measure(None) == found
+    assert keepalive.measure(["b", "a"], 2) == {**found, "runningdomains": "a b", "domainscount": "2"}
 
 
 def test_a_short_tick_is_not_made_longer() -> None:

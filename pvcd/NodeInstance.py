@@ -44,7 +44,8 @@ class NodeInstance:
         if self.name != self._env.node:
             return None
         node, actor = view.nodes.get(self.name), self._env.actor()
-        ordered = node is not None and node.domainstate in (DomainState.FLUSH, DomainState.UNFLUSH) and self._env.phase in (None, Phase.FLUSH)
+        flushing = node is not None and node.domainstate in (DomainState.FLUSH, DomainState.UNFLUSH)
+        ordered = flushing and self._env.phase in (None, Phase.FLUSH)
         if node is None or actor is None or not ordered:
             self._word, self.moving = None, False
             return LOOK_AGAIN_S if ordered else None  # nobody calls again when this node may act again

@@ -47,7 +47,8 @@ class Instances:
 
     def resync(self) -> None:
         """Look at everything: what a lost watch or event has hidden shows here."""
-        for key in (NODES, VIEW, DOMAINS, *(found.key for found in (*list(self.nodes.values()), *list(self.domains.values())))):
+        tracked = (*[node.key for node in list(self.nodes.values())], *[vm.key for vm in list(self.domains.values())])
+        for key in (NODES, VIEW, DOMAINS, *tracked):
             self._env.nudge(key)
 
     def visit(self, key: Key) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from .cluster import definition, schema
 from .cluster.claims import Actor
 from .cluster.errors import BadDefinition, Conflict, OutcomeUnknown, Unreachable
-from .cluster.flush import Cluster, NodePlan, Order, plan_flush, plan_unflush
+from .cluster.flush import TURN, Cluster, NodePlan, Order, plan_flush, plan_unflush
 from .cluster.records import Claim, ClaimRecord, DomainRecord, View, Write
 from .cluster.schema import DaemonState, DomainState
 from .departure import Phase
@@ -45,9 +45,10 @@ class NodeInstance:
             return None
         node, actor = view.nodes.get(self.name), self._env.actor()
         flushing = node is not None and node.domainstate in (DomainState.FLUSH, DomainState.UNFLUSH)
-        ordered = flushing and self._env.phase in (None, Phase.FLUSH)
+        ends = self._env.phase is not Phase.FLUSH and (self._env.stopping or self._env.phase is not None)
+        ordered = flushing and not ends
         if node is None or actor is None or not ordered:
-            self._word, self.moving = None, False
+            self._word, self.moving, self._env.blocked = None, False, {}
             return LOOK_AGAIN_S if ordered else None  # nobody calls again when this node may act again
         assert isinstance(node.domainstate, DomainState)
         word = (node.domainstate, node.version("domainstate"))
@@ -102,6 +103,7 @@ class NodeInstance:
         return self._sizes
 
     def _tell_plan(self, word: DomainState, plan: NodePlan) -> None:
+        self._env.blocked = {uuid: why for uuid, why in plan.blocked if why != TURN}
         waiting = [f"{uuid}: {why}" for uuid, why in plan.blocked]
         text = f"{self.name}: {word.value}: cannot go: {'; '.join(waiting)}" if waiting else ""
         if text and text != self._told:

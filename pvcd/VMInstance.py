@@ -54,8 +54,8 @@ class VMInstance:
         self._crashed_since: float | None = None
         self._resumed_at: float | None = None
         self._first = True
-        self._slow = False
-        """its visits are in the slow lane"""
+        self.slow = False
+        """its monitor does not answer: its visits are in the slow lane"""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -67,11 +67,16 @@ class VMInstance:
         return isinstance(self.claim.value, Claim) and self.claim.value.node == self._env.node
 
     @property
+    def settled_here(self) -> bool:
+        """Held here, and no migration is under way, as last read."""
+        return self.held_here and isinstance(self.claim.value, Claim) and self.claim.value.op is None
+
+    @property
     def settled(self) -> bool:
         """It was looked at, and what runs of it here is claimed by somebody, or none of PVC's business."""
         if self.local.status is Status.UNKNOWN:
             return False
-        return self.local.status is Status.ABSENT or self.claim.value is not None or not self.known
+        return self.local.status is Status.ABSENT or self.claim.value is not None or not self.known or self.outside
 
     def reconcile(self) -> float | None:
         """One visit: at most one effect. Returns when to look again, in seconds."""
@@ -79,15 +84,15 @@ class VMInstance:
             return self._end_alone()
         actor = self._env.actor()
         if actor is None:
-            return None
+            return self._stand_still()
         try:
             situation = self._situation(actor)
         except (Unreachable, OutcomeUnknown):
-            self._abort_if_cut_off()
+            self._abort_if_cut_off("this node does not reach ZooKeeper")
             return 1.0
-        if situation.local.slow is not self._slow:
+        if situation.local.slow is not self.slow:
             self._mark_slow(situation.local.slow)
-            if self._slow:
+            if self.slow:
                 return SOON_S  # acts in the slow lane: what it asks of this guest may hang as well
         step = plan_domain(situation)
         self.outside = step.row == 44 or (step.row == 16 and not self.known and self.local.status is not Status.ABSENT)
@@ -102,7 +107,9 @@ class VMInstance:
             return 1.0
 
     def _end_alone(self) -> float | None:
-        """This host is being shut down, and ZooKeeper is away."""
+        """This host is being shut down, and ZooKeeper is away. What is not PVC's is left to the host."""
+        if self.outside:
+            return None
         now = self._env.clock()
         self.local = local = self._env.hypervisor.look(self.uuid)
         since = None if self._shutdown_since is None else now - self._shutdown_since
@@ -198,10 +205,18 @@ class VMInstance:
         else:
             self._env.halted.pop(self.uuid, None)
 
-    def _abort_if_cut_off(self) -> None:
+    def _abort_if_cut_off(self, why: str) -> None:
         """The rule of a source that has not reached ZooKeeper for two ticks. A guest that arrives now is paused until the claim can move."""
         if self._read_at is not None and self._env.clock() - self._read_at >= 2 * self._env.tick_s:
-            self.stay("this node does not reach ZooKeeper")
+            self.stay(why)
+
+    def _stand_still(self) -> float | None:
+        """This node may not act: it is being fenced, another host has its name, ZooKeeper was taken back. That may last until a person has
+        looked, so a guest that still leaves stays, as it does where ZooKeeper is not reached.
+        """
+        self._abort_if_cut_off("this node may not act now")
+        claim = self.claim.value
+        return 1.0 if self.held_here and isinstance(claim, Claim) and claim.op is not None else None
 
     def stay(self, why: str) -> None:
         """Abort a migration away from here whose memory still moves: the guest runs on here. Waits for libvirt. Never raises."""
@@ -359,6 +374,7 @@ class VMInstance:
             self._env.hypervisor.create(raw.decode("utf-8"))
         except HypervisorError as error:
             self._attempts.error(self._env.clock(), str(error), error.permanent, error.hopeless)
+            self._env.refused_starts[self.uuid] = (str(error), self._env.clock())
             self._env.say(Level.WARNING, f"{self.uuid}: not started: {error}")
             self._env.store.write_meta(self.uuid, {"reason": f"not started: {error}", "at": self._env.utc()})
             return SOON_S
@@ -366,6 +382,7 @@ class VMInstance:
             self._attempts.unanswered(self._env.clock())
             return self._failed(step, error)
         self._forget_avoided()
+        self._env.refused_starts.pop(self.uuid, None)
         self._env.note(self.uuid, "started", f"wanted on {self._env.node}")
         return SOON_S
 
@@ -386,7 +403,7 @@ class VMInstance:
         return step.retry_s
 
     def _mark_slow(self, slow: bool) -> None:
-        self._slow = slow
+        self.slow = slow
         self._env.mark_slow(self.key, slow)
 
     def _tell(self, step: Step) -> bool:

@@ -16,6 +16,7 @@ from .instances import Instances
 from .keepalive import Keepalive, measure
 from .local import Hypervisor
 from .situation import Level
+from .troubles import Troubles
 
 PAUSE_S = 0.2
 
@@ -23,8 +24,10 @@ PAUSE_S = 0.2
 class Collector:
     """`tick_s`: the keepalive's interval."""
 
-    def __init__(self, hypervisor: Hypervisor, instances: Instances, keepalive: Keepalive, tick_s: float, say: Callable[[Level, str], None]) -> None:
-        self._hypervisor, self._instances, self._keepalive, self._tick_s, self._say = hypervisor, instances, keepalive, tick_s, say
+    def __init__(self, hypervisor: Hypervisor, instances: Instances, keepalive: Keepalive, troubles: Troubles, tick_s: float,
+                 say: Callable[[Level, str], None]) -> None:
+        self._hypervisor, self._instances, self._keepalive, self._troubles = hypervisor, instances, keepalive, troubles
+        self._tick_s, self._say = tick_s, say
         self._wake = threading.Event()
         self._trouble = ""
 
@@ -34,10 +37,11 @@ class Collector:
 
     def run(self, stop: threading.Event) -> None:
         """The thread."""
-        seen: set[str] = set()
+        seen: tuple[set[str], str] = (set(), "")
         while not stop.is_set():
             self._wake.clear()
             self._keepalive.leave(measure(None))
+            before = self._instances.known()
             try:
                 guests = self._hypervisor.inventory()
             except PVCError as error:
@@ -48,12 +52,12 @@ class Collector:
             self._libvirt_answers("")
             known = set(self._instances.domains)
             running = {guest.uuid for guest in guests if guest.uuid in known}
-            outside = encode_strangers(self._instances.strangers(guests))
-            self._keepalive.leave({**measure(sorted(running), len(guests)), "strangers": outside})
+            outside = encode_strangers(self._instances.strangers(guests, before))
+            self._keepalive.leave({**measure(sorted(running), len(guests)), "strangers": outside, "troubles": self._troubles.told(guests)})
             self._instances.inventory_seen(guests)
-            if running != seen:
-                self._keepalive.wake()  # people wait for this list to change; the next tick may be seconds away
-            seen = running
+            if (running, outside) != seen:
+                self._keepalive.wake()  # people wait for these lists to change; the next tick may be seconds away
+            seen = running, outside
             stop.wait(PAUSE_S)
             self._wake.wait(self._tick_s)
 

@@ -49,6 +49,7 @@ from .registration import Start, adoptable
 from .situation import Level
 from .standing import Standing
 from .supervisor import Supervisor
+from .troubles import Troubles
 from .view import ViewCache
 
 CONFIGURATION_ERROR, MAY_COME_LATER = 78, 1
@@ -56,8 +57,12 @@ NEEDS_AN_OPERATOR = CONFIGURATION_ERROR  # systemd does not try again
 RESYNC_S = 60.0
 ADOPT_S = 20.0
 """With all other waits of the start well below TimeoutStartSec=120 of the unit."""
-ARRIVALS_S = 30.0
+ARRIVALS_S, CLOSED_S = 30.0, 3.0
+"""A stop waits so long for migrations, and then for the end of those that it has aborted."""
 EXTEND_S = 30.0
+WATCH_S, REST_S = 180.0, 60.0
+"""What systemd is asked for: a host that boots watches for two of its ticks, a minute each at the most, for another of its name; and the calls
+to libvirt and ZooKeeper that are the rest of a stop have deadlines that may add up to so much."""
 LAST_WORDS_S = 2.0
 STATE_DIRECTORY = Path("/var/lib/pvc")
 
@@ -152,7 +157,8 @@ class Daemon:
             self.store, self.standing, self.marks, config.keepalive_interval, self.clock, time.time, _say, self._acknowledged, self._exit,
             self._rewrite, lambda: self.cache.current().nodes.get(self.node), self.notifier.watchdog, self._refused,
             feeding_s(os.environ, os.getpid()))
-        self.collector = Collector(self.hypervisor, self.instances, self.keepalive, config.keepalive_interval, _say)
+        self.collector = Collector(self.hypervisor, self.instances, self.keepalive, Troubles(self.env, self.instances, self.hypervisor.kept),
+                                   config.keepalive_interval, _say)
         self.ensemble = Ensemble(self.zk, STATE_DIRECTORY, _say, lambda servers: self.keepalive.leave({"zookeeper": servers}))
         self.ground = Ground(config, host, self.hypervisor, self.zk, self.store, self.marks, self.ensemble, STATE_DIRECTORY, _say, utc,
                              self.notifier.extend)
@@ -176,7 +182,9 @@ class Daemon:
         finished in any case, since only a registered node can say so. Raises what ends the start: exit status 1, and systemd tries again.
         """
         self._preflight()
+        self.notifier.extend(WATCH_S)
         start = self._register()
+        self.notifier.extend(start.wait_s + ADOPT_S + REST_S)
         if self.flags.asked.is_set():
             return
         self._spawn("collector", lambda: self.collector.run(self.flags.stop))
@@ -299,13 +307,14 @@ class Daemon:
         """`stop` is the last word: it is written when no keepalive and no worker can write any more. VMs are left alone."""
         _say(Level.INFO, "stopping" if self.env.phase else "stopping; VMs run on")
         self.env.stopping = True
-        deadline = self.clock() + ARRIVALS_S
-        while self.instances.in_flight() and self.clock() < deadline and not self.flags.exit_reason:
-            threading.Event().wait(0.2)
+        self._wait_for_migrations(ARRIVALS_S)
+        self.notifier.extend(REST_S)  # killed before it has written `stop`, this node would be fenced
         self.instances.stay("pvcd is stopped")
+        self._wait_for_migrations(CLOSED_S)
         self.fence_wake.set()
         self.questions.stop()
         self.reconciler.stop(5.0)
+        self.instances.stay("pvcd is stopped")  # what has begun meanwhile: no worker begins another
         if not self.keepalive.stop(2 * self.config.call_timeout_s):
             _say(Level.WARNING, "the keepalive thread hangs in ZooKeeper: `stop` is not written, and peers will look after this node")
             return
@@ -314,6 +323,13 @@ class Daemon:
         except PVCError as error:
             _say(Level.WARNING, f"`stop` could not be written ({error}): peers will look after this node if it stays away")
         self.marks.keep()
+
+    def _wait_for_migrations(self, seconds: float) -> None:
+        deadline = self.clock() + seconds
+        for found in self.instances.in_flight():
+            self.reconciler.add(("domain", found))
+        while self.instances.in_flight() and self.clock() < deadline and not self.flags.exit_reason:
+            threading.Event().wait(0.2)
 
     def close(self) -> None:
         self._closed.set()
@@ -326,7 +342,6 @@ class Daemon:
         thread = threading.Thread(target=target, name=name, daemon=True)  # type: ignore[arg-type]
         thread.start()
         self.supervisor.watch([thread])
-
 
     def _time(self) -> None:
         """Timer thread, once a second or four times a tick: the ZooKeeper supervisor, the resync, and the silence of peers. Only this
@@ -399,6 +414,7 @@ class Daemon:
 
     def _refused(self, reason: str) -> None:
         """What must not act says so in `systemctl status`; afterwards everything is looked at again."""
+        self.env.refuses = reason
         self.notifier.status(reason or f"running as {self.node}, incarnation {self.standing.inc}")
         if not reason:
             self.instances.resync()

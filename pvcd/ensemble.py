@@ -84,16 +84,16 @@ class Ensemble:
             listed = tuple(self.known)
         known = {server: self._addresses(server) for server in dict.fromkeys((*self._configured.servers, *listed))}
         self._take({server: addresses for server, addresses in known.items()
-                    if server in self._configured.servers or (addresses and not self._is_configured(server, addresses))})
+                    if server in self._configured.servers or (addresses and not self._is_configured(server, addresses, known))})
         self._keep()
         self._tell()
 
     def _addresses(self, server: Server) -> tuple[str, ...]:
         return (server.host,) if server.is_address else resolve(server) or self.known.get(server, ())
 
-    def _is_configured(self, server: Server, addresses: tuple[str, ...]) -> bool:
+    def _is_configured(self, server: Server, addresses: tuple[str, ...], known: Known) -> bool:
         """This host's own server, when that is configured (127.0.0.1) and listed by its name; or a configured one by another name."""
-        ours = {(address, own.port) for own in self._configured.servers for address in (own.host, *self.known.get(own, ()))}
+        ours = {(address, own.port) for own in self._configured.servers for address in (own.host, *known[own])}
         local = any(port == server.port and Server(host).is_address and is_here(host) for host, port in ours)
         return any((address, server.port) in ours for address in addresses) or (local and any(map(is_here, addresses)))
 

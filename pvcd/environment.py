@@ -71,6 +71,12 @@ class Environment:
     arrivals: Arrivals = field(default_factory=Arrivals)
     halted: dict[str, str] = field(default_factory=dict)
     """VMs held here whose guest does not execute, and why: they cannot be migrated. Each visit of a VM sets or removes its own entry"""
+    blocked: dict[str, str] = field(default_factory=dict)
+    """VMs that the flush of this node cannot move, and why. Replaced as a whole at each look of the flush"""
+    refused_starts: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """VMs that libvirt could not start here: its words and when (`clock`). The VM's visits set and remove its entry"""
+    refuses: str = ""
+    """why this node does not act although it is alive; the keepalive thread sets it"""
     stopping: bool = False
     """the daemon is about to stop: nothing new is received, claimed or started"""
     phase: Phase | None = None

@@ -23,12 +23,12 @@ from .machine import Host, Refused, Remembered, recall, refuse_renamed, remember
 from .marks import Marks, TakenBack
 from .registration import Registration, Start
 from .situation import Level
+from .troubles import guests_service
 
 PREFLIGHT_S = 15.0
 """How long libvirt, and then ZooKeeper, may take to answer."""
 AFTER_WATCH_S = 100.0
 """What may follow the watch for another host of this name: the wait for a late power-off, the first visits, and calls."""
-GUESTS_SERVICE = Path("/etc/systemd/system/multi-user.target.wants/libvirt-guests.service")
 
 
 class Ground:
@@ -107,6 +107,6 @@ class Ground:
                 what = ("libvirt starts it by itself at boot, when it may run elsewhere already: virsh autostart --disable" if domain.autostart
                         else "libvirt keeps a definition of its own of it: virsh undefine")
                 self._say(Level.WARNING, f"{domain.name}: {what} {domain.name}")
-        if GUESTS_SERVICE.exists():
+        if guests_service():
             self._say(Level.WARNING, "libvirt-guests is enabled: it stops or suspends VMs behind PVC's back when this host goes down. "
                                      "systemctl disable --now libvirt-guests.service")

@@ -15,11 +15,11 @@ at once when its link to D breaks, after 30 s when D is silent. That is harmless
 | D1 | other, run, dest = my node in any life | whole | S not dead | wait, however long: S decides |
 | D2 | other, run, dest = my node | whole | S proved dead | claim := me, given |
 | D3 | other, run, dest = my node | half | S not dead | wait (S dead: D5) |
-| D4 | other, ready, dest = me | absent | order gone | op null |
+| D4 | other, ready, dest = me | absent | order gone, or this daemon is being stopped | op null |
 | D6 | mine, given | half; or whole and the word is stop, delete | | gate, destroy |
 | D7 | mine, given | whole | else | gate, **resume**. Refused (somebody has the image's lock): said, tried each 2 s, never forced |
 | D8 | mine, given | anything else | | op null; the rows of a holder go on |
-| S1 | mine, ready | running | ordered, D up | run, then the call |
+| S1 | mine, ready | running | ordered, D up and its daemon in `run` | run, then the call |
 | S2 | mine, ready | absent | ordered | claim := '': D starts it |
 | S2 | mine, ready | else | | op null. A guest that does not execute, or a daemon of protocol 1 at D: the order is taken back too (D would offer anew) |
 | S3 | mine, run | a job (or its monitor is busy), or a call under way | order gone, D dead or without pvcd, no progress | abort (queue: withdraw); else wait |
@@ -35,8 +35,8 @@ at S, whose job is over, goes (V2), since D may run it.
 """
 from __future__ import annotations
 
-from .cluster import claims
-from .cluster.records import PATIENCE_S, Claim, Operation
+from .cluster import claims, schema
+from .cluster.records import PATIENCE_S, Check, Claim, Operation
 from .cluster.schema import OpPhase, VMState
 from .local import COPY, CallState, Status
 from .situation import Level, Situation, Step, Verb
@@ -56,8 +56,10 @@ def plan_arrival(s: Situation, claim: Claim, op: Operation) -> Step | None:
     """The next step of an operation that names this node, under another's claim; None where no row speaks of it."""
     status, dead = s.local.status, s.view.is_dead(claim.node, claim.inc)
     if op.phase is OpPhase.READY:
-        if status is Status.ABSENT and op.dinc == s.me.inc and not (s.state is VMState.MIGRATE and s.homed_here):
-            return Step("D4", "the order to come here was withdrawn", changes=claims.withdraw(s.me, s.record.uuid, s.claim))
+        gone = "the order to come here was withdrawn" if not (s.state is VMState.MIGRATE and s.homed_here) else \
+            "this daemon is being stopped, and only a daemon resumes what arrives" if s.stopping else ""
+        if gone and status is Status.ABSENT and op.dinc == s.me.inc:
+            return Step("D4", gone, changes=claims.withdraw(s.me, s.record.uuid, s.claim))
         return None
     if op.phase is not OpPhase.RUN:
         return None
@@ -106,9 +108,9 @@ def ordered(s: Situation, op: Operation) -> bool:
 
 
 def _dest_agreed(s: Situation, op: Operation) -> bool:
-    """D lives as it did when it said that it can take the VM."""
+    """D lives as it did when it said that it can take the VM, and its daemon runs: only that resumes what arrives."""
     fence = s.view.fence(op.dest)
-    return fence is not None and fence.inc == op.dinc and s.view.is_up(op.dest)
+    return fence is not None and fence.inc == op.dinc and s.view.is_running(op.dest)
 
 
 def halted(status: Status) -> str:
@@ -122,7 +124,8 @@ def _ready(s: Situation, op: Operation) -> Step:
         return Step("S2", f"{op.dest} runs an older pvcd, which does not receive from this one: it stays here. Upgrade pvcd on {op.dest}",
                     changes=claims.close(s.me, s.record, s.claim), level=Level.WARNING)
     if s.local.status is Status.RUNNING and ordered(s, op) and _dest_agreed(s, op):
-        return Step("S1", f"migrating live to {op.dest}", Verb.MIGRATE, claims.begin(s.me, s.record, s.claim))
+        runs = (Check(schema.node_key(op.dest, "daemonstate"), s.view.nodes[op.dest].version("daemonstate")),)
+        return Step("S1", f"migrating live to {op.dest}", Verb.MIGRATE, claims.begin(s.me, s.record, s.claim, runs))
     if s.local.status is Status.ABSENT and ordered(s, op) and not s.attempts.doubt:
         return Step("S2", f"it has ended before its migration: {op.dest} starts it", changes=claims.free(s.me, s.record, s.claim))
     if s.local.status not in (Status.RUNNING, Status.ABSENT):

@@ -7,7 +7,7 @@ Watches and events only nudge a key. Visits run on the reconcile workers, which 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from .cluster import schema
 from .cluster.errors import Unreachable
@@ -87,11 +87,14 @@ class Instances:
             self._env.nudge(DOMAINS)
 
     def in_flight(self) -> list[str]:
-        """VMs that come here and are not resumed yet, or leave and are not handed over yet: they would be paused until pvcd is back."""
-        found = []
+        """VMs that come here, or may at any moment, and are not resumed yet, or leave and are not handed over yet: they would be paused until
+        pvcd is back.
+        """
+        actor, found = self._env.actor(), []
         for uuid, vm in list(self.domains.items()):
-            claim = vm.claim.value
-            if isinstance(claim, Claim) and claim.op and claim.op.phase is not OpPhase.READY and self._env.node in (claim.node, claim.op.dest):
+            op = vm.claim.value.op if isinstance(vm.claim.value, Claim) else None
+            offered = actor is not None and op is not None and (op.phase, op.dest, op.dinc) == (OpPhase.READY, actor.node, actor.inc)
+            if offered or (op is not None and op.phase is not OpPhase.READY and (vm.held_here or op.dest == self._env.node)):
                 found.append(uuid)
         return found
 
@@ -108,10 +111,18 @@ class Instances:
         """VMs that this node holds and that ran here at their last visit."""
         return [uuid for uuid, vm in list(self.domains.items()) if vm.held_here and vm.local.status is Status.RUNNING]
 
-    def strangers(self, guests: Iterable[Guest]) -> dict[str, str]:
-        """UUID → name of the guests that run here outside PVC: without keys, or with keys and libvirt's own."""
-        known = {uuid: vm for uuid, vm in list(self.domains.items()) if not vm.outside}
-        return {guest.uuid: guest.name for guest in guests if guest.uuid not in known}
+    def known(self) -> set[str]:
+        """UUIDs of PVC's own VMs. One that is undefined, or defined, while libvirt is asked, belongs to it before or after that."""
+        return {uuid for uuid, vm in list(self.domains.items()) if not vm.outside}
+
+    def strangers(self, guests: Iterable[Guest], before: Collection[str] = ()) -> dict[str, str]:
+        """UUID → name of the guests that run here outside PVC: with keys and libvirt's own, or without keys. Those with keys come first: the
+        others must not start such a VM, and a long list is cut. `before`: what was `known` when libvirt was asked for `guests`.
+        """
+        vms, known = dict(self.domains), self.known() | set(before)
+        found = sorted((guest for guest in guests if guest.uuid not in known),
+                       key=lambda guest: (guest.uuid not in vms or not vms[guest.uuid].known, guest.uuid))
+        return {guest.uuid: guest.name for guest in found}
 
     def _sync_domains(self) -> None:
         """An instance for each VM with keys, and for each that runs here or is held here although its keys are gone."""

@@ -33,6 +33,8 @@ class Leaving:
         self._env.stopping = True
         self._env.phase = Phase.ANNOUNCE
         self._env.say(Level.WARNING, f"{self._env.node}: its host is being shut down: its VMs leave")
+        for vm in self._instances.in_flight():  # what was offered a place here, and has not left yet, is told
+            self._env.nudge(("domain", vm))
 
     def turn(self) -> bool:
         """One step, bounded by a few calls to ZooKeeper; to be called about once a second. True when the daemon may stop."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .cluster import fences, schema
+from .cluster.placement import WANTED
 from .cluster.records import ANY, Change, Check, Claim, ClaimRecord, Create, Delete, Fence, FenceRecord, Value, Write
 from .cluster.schema import DaemonState, DomainState, FencePhase
 from .cluster.store import Store
@@ -133,7 +134,7 @@ class Registration:
         node = self._store.node(self._node)
         defaults = {"daemonstate": DaemonState.STOP.value, "domainstate": DomainState.READY.value, "memfree": "0", "memused": "0",
                     "cpuload": "0.0", "runningdomains": "", "domainscount": "0", "keepalive": "0", "libvirtstate": "",
-                    "zookeeper": "", "strangers": "{}", "hugepages": ""}
+                    "zookeeper": "", "strangers": "{}", "hugepages": "", "troubles": "[]"}
         wanted = {**defaults, "machineid": self._machine_id, **values}
         changes: list[Change] = [] if node.exists else [Create(schema.node(self._node), schema.NODE_VALUE)]
         present = self._store.node_key_names(self._node)
@@ -207,10 +208,13 @@ class Registration:
                 self._destroy(guest.uuid, claim, fence)
 
     def _destroy_all(self, fence: FenceRecord) -> None:
-        """Fenced, and alive after all: what runs here was, or will be, started elsewhere."""
-        known = set(self._store.domains()) | set(self._store.claims())
+        """Fenced, and alive after all: what runs here was, or will be, started elsewhere. But not what runs outside PVC (row 44)."""
+        domains, claims = self._store.domains(), self._store.claims()
+        kept = {domain.uuid for domain in self._hypervisor.kept()}
         for guest in self._hypervisor.inventory():
-            if guest.uuid in known:
+            record, claim = domains.get(guest.uuid), claims.get(guest.uuid)
+            outside = guest.uuid in kept and (claim is None or claim.value is None) and (record is None or record.state not in WANTED)
+            if not outside and (record is not None or claim is not None):
                 self._destroy(guest.uuid, None, fence)
 
     def _destroy(self, uuid: str, claim: ClaimRecord | None, fence: FenceRecord) -> None:

@@ -6,11 +6,12 @@
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
-from pvcd.cluster.notices import Departure
+from pvcd.cluster.notices import Departure, Trouble
 from pvcd.cluster.placement import WANTED
 from pvcd.cluster.records import Claim, ClaimRecord, DomainRecord, NodeRecord, Operation, View
 from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
@@ -52,6 +53,8 @@ class Facts:
     differs: Mapping[str, str] = field(default_factory=dict)
     """by VM: how it runs otherwise than it is defined, as its node has told"""
     avoided: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    servers: Sequence[Mapping[str, Any]] = ()
+    """the ZooKeeper servers that this client knows, as `servers.ask` found them"""
 
     def name(self, uuid: str) -> str:
         found = self.domains.get(uuid)
@@ -69,7 +72,7 @@ def problems(facts: Facts) -> list[Problem]:
         found += _node(facts, facts.view.nodes[name])
     for uuid, record in sorted(facts.domains.items()):
         found += _vm(facts, record)
-    found += [*_names(facts), *_outside(facts), *_differing(facts)]
+    found += [*_names(facts), *_outside(facts), *_differing(facts), *_troubles(facts)]
     return sorted(found, key=lambda problem: -problem.level)
 
 
@@ -82,13 +85,31 @@ def survives(facts: Facts) -> dict[str, list[str]]:
 def _cluster(facts: Facts) -> Iterable[Problem]:
     if not facts.view.nodes:
         yield Problem(Level.CRITICAL, "no-nodes", "cluster", "no node has ever joined", "Start pvcd on the nodes: systemctl start pvcd")
-    if facts.view.hold.hold:
+    if facts.view.hold.restored:
+        yield _restored(facts.view.hold.by or "?")
+    elif facts.view.hold.hold:
         yield Problem(Level.WARNING, "maintenance", "cluster", f"nobody is fenced until {facts.view.hold.until or 'somebody ends it'} "
                       f"(by {facts.view.hold.by or '?'}): VMs of a node that dies wait", "pvc maintenance off")
+    yield from _servers(facts.servers)
     for name, lost in survives(facts).items():
         if lost:
             yield Problem(Level.WARNING, "not-redundant", name, f"if {name} died, {len(lost)} VMs would fit nowhere: {'; '.join(lost)}",
                           "Add memory or a node, or stop VMs.")
+
+
+def _restored(by: str) -> Problem:
+    return Problem(Level.CRITICAL, "restored", "cluster", f"ZooKeeper's data was lost or restored from an older copy, as {by} has seen: no VM is started, "
+                   "stopped, moved or recovered, and what is shown here may be old. VMs run on",
+                   "Bring the newer data back if it exists. Else, on every node: virsh list, and stop each VM that does not run where 'pvc vm info' says "
+                   "held_by; then go on as the manual says under \"When ZooKeeper's data is older than it was\".")
+
+
+def _servers(found: Sequence[Mapping[str, Any]]) -> Iterable[Problem]:
+    """Of those that this client knows; one that is alone and does not answer is told by whoever needs it."""
+    silent = [str(server["address"]) for server in found if not server["mode"]]
+    if silent:
+        yield Problem(Level.WARNING, "zookeeper", ", ".join(silent), f"{len(silent)} of {len(found)} ZooKeeper servers do not answer: when more than half "
+                      "are away, nothing is started, stopped, moved or recovered", "On its host: systemctl status zookeeper; systemctl restart zookeeper")
 
 
 def _node(facts: Facts, node: NodeRecord) -> Iterable[Problem]:
@@ -139,7 +160,8 @@ def _stopped(facts: Facts, node: NodeRecord) -> Problem:
     if wanted:
         return Problem(Level.CRITICAL, "unwatched", name, f"pvcd is stopped there, and its {len(wanted)} VMs cannot be seen ({', '.join(wanted[:5])}"
                        f"{', …' if len(wanted) > 5 else ''}): they run if the host runs, and nobody recovers them if not",
-                       f"On it: systemctl start pvcd. If the host is off: switch it on, or pvc node fence {name} (its VMs start elsewhere)")
+                       f"On it: systemctl start pvcd; if it does not start: journalctl -u pvcd says why. If the host is off: switch it on, "
+                       f"or pvc node fence {name} (its VMs start elsewhere)")
     if isinstance(node.departure, Departure):
         return Problem(Level.WARNING, "shut-down", name, f"its host was shut down at {node.departure.at}", "Switch it on: its VMs come home by themselves.")
     return Problem(Level.WARNING, "unwatched", name, "pvcd is stopped there; it holds no VM that is to run", "On it: systemctl start pvcd")
@@ -201,6 +223,41 @@ def _differing(facts: Facts) -> Iterable[Problem]:
         if text and uuid in facts.domains and facts.holder(uuid) is not None:
             yield Problem(Level.WARNING, "differs", facts.name(uuid), f"runs otherwise than it is defined ({text}): its next start goes back to the "
                           "definition", f"Make it so: pvc vm modify {facts.name(uuid)}, or undo what was done with virsh")
+
+
+def _troubles(facts: Facts) -> Iterable[Problem]:
+    """What each node that runs has seen of itself."""
+    for name in sorted(facts.view.nodes):
+        for trouble in facts.view.nodes[name].troubles if facts.view.is_running(name) else ():
+            known = not trouble.uuid or trouble.uuid in facts.domains
+            if known and trouble.code in TROUBLES:
+                yield _trouble(name, facts.name(trouble.uuid) if trouble.uuid else name, trouble)
+
+
+TROUBLES = {
+    "refuses": (Level.CRITICAL, "it does not act: {detail}", "On it: systemctl status pvcd"),
+    "libvirt-guests": (Level.WARNING, "libvirt-guests is enabled there: it stops or suspends VMs behind PVC's back when the host goes down",
+                       "On it: systemctl disable --now libvirt-guests.service"),
+    "hung": (Level.CRITICAL, "hangs on {node}: {detail}; it cannot be moved or shut down", "On {node}: look at its storage, and at: virsh domcontrol {vm}. "
+             "It ends by: pvc vm stop {vm}"),
+    "paused": (Level.WARNING, "is paused on {node} by somebody: it does not run, and is not moved", "On {node}: virsh resume {vm}. Or: pvc vm stop {vm}"),
+    "io-error": (Level.CRITICAL, "is paused on {node} by an I/O error of its disk: it does not run, and is not moved",
+                 "Put its storage right (is it full?), then on {node}: virsh resume {vm}. Or: pvc vm stop {vm}"),
+    "not-resumed-here": (Level.CRITICAL, "is paused on {node}: libvirt stopped it for a migration or a snapshot, and could not resume it",
+                         "Look who else has its disks open, then on {node}: virsh resume {vm}. Or: pvc vm stop {vm}"),
+    "blocked": (Level.WARNING, "does not leave {node}, which is being flushed: {detail}", "pvc vm info {vm}. Take the flush back: pvc node ready {node}"),
+    "start-refused-here": (Level.WARNING, "could not be started on {node}: {detail}", "Put {node} right: the next VM that is sent there fails as well."),
+    "autostart": (Level.WARNING, "libvirt on {node} starts it by itself at boot (autostart), when it may run elsewhere already",
+                  "On {node}: virsh autostart --disable {vm}; virsh undefine {vm} (its guest runs on)"),
+    "kept": (Level.WARNING, "libvirt on {node} keeps a definition of its own of it, and PVC does not know of changes there",
+             "On {node}: virsh undefine {vm} (its guest runs on)"),
+}
+
+
+def _trouble(node: str, subject: str, trouble: Trouble) -> Problem:
+    level, text, then = TROUBLES[trouble.code]
+    words = {"node": node, "vm": subject, "detail": trouble.detail}
+    return Problem(level, trouble.code, subject, text.format(**words), then.format(**words))
 
 
 def _absent(facts: Facts, record: DomainRecord, holder: str) -> bool:

@@ -15,7 +15,10 @@ ANSWER_S = 2.0
 
 
 def ask(hosts: str) -> list[dict[str, Any]]:
-    """`address`, `mode` (`leader`, `follower`, `standalone`; None: no answer) and `latency_ms` of each server. Raises BadEndpoint."""
+    """`address`, `mode` (`leader`, `follower`, `standalone`; `hidden`: it may not say so; None: no answer) and `latency_ms` of each server.
+
+    Raises BadEndpoint.
+    """
     servers = parse(hosts).servers
     with ThreadPoolExecutor(len(servers)) as pool:
         return list(pool.map(_ask, servers))
@@ -31,4 +34,5 @@ def _ask(server: Server) -> dict[str, Any]:
     except OSError:
         text = ""
     mode = re.search(r"^Mode: (\w+)$", text, re.MULTILINE)
-    return {"address": str(server), "mode": mode[1] if mode else None, "latency_ms": round(1000 * (time.monotonic() - asked), 1) if mode else None}
+    told = mode[1] if mode else "hidden" if "whitelist" in text else None
+    return {"address": str(server), "mode": told, "latency_ms": round(1000 * (time.monotonic() - asked), 1) if told else None}

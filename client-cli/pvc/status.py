@@ -25,7 +25,7 @@ def add_to(group: click.Group) -> None:
 
 def facts(cluster: Cluster) -> Facts:
     """Everything that is judged, read in bulk."""
-    from . import rows
+    from . import rows, servers
     from .health import Facts
     from .node import cards_of, memories, tries_of
     view, domains = cluster.store.view(), cluster.store.domains()
@@ -35,16 +35,16 @@ def facts(cluster: Cluster) -> Facts:
     reasons, differs = ({uuid: str(meta.get(key) or "") for uuid, meta in metas.items()} for key in ("reason", "differs"))
     avoided = {uuid: found.nodes for uuid, found in cluster.store.avoided(sorted(domains)).items()}
     return Facts(view, domains, cluster.store.claims(), memories(cluster, sorted(domains)), bmc, reasons, tries_of(cluster, view), differs,
-                 avoided)
+                 avoided, servers.ask(cluster.place.hosts))
 
 
 def summary(cluster: Cluster, found: Facts) -> dict[str, Any]:
     """What `status -f json` prints; stable keys."""
-    from . import health, rows, servers
+    from . import health, rows
     told, lost = health.problems(found), health.survives(found)
     states = [rows.word(record.state) or "?" for record in found.domains.values()]
     return {
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "zookeeper": servers.ask(cluster.place.hosts),
+        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "zookeeper": list(found.servers),
         "health": max((problem.level for problem in told), default=health.Level.OK).name.lower(),
         "problems": [_problem(problem) for problem in told],
         "survives": {"any": bool(lost) and not any(lost.values()) and len(lost) > 1, "lost": lost},

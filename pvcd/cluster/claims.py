@@ -12,7 +12,7 @@ node checks its own fence (`mine`): as soon as anybody has moved `/fences/<me>`,
 | '' | {n} | n adopts: it is here, whatever the record says | |
 | {S} | ready(D) | D offers | state migrate, hypervisor D, S's protocol 2 |
 | ready | null | D or S; S may take the order back with it | (state, hypervisor where it does) |
-| ready | run | S, and then it calls libvirt | state, hypervisor |
+| ready | run | S, and then it calls libvirt | state, hypervisor, D's daemonstate `run` |
 | run | {D in its present life}, given | S: its copy is gone | /fences/D as read, `up` |
 | run | {D}, given | D: the whole copy is there, S is proved dead | /fences/S |
 | run | null, the order taken back | S: the guest is there, or gone and D cannot have it | state, hypervisor |
@@ -111,9 +111,9 @@ def withdraw(me: Actor, uuid: str, claim: ClaimRecord) -> tuple[Change, ...]:
     return (me.mine, _set(uuid, claim, replace(_held(claim), op=None)))
 
 
-def begin(me: Actor, record: DomainRecord, claim: ClaimRecord) -> tuple[Change, ...]:
-    """ready → run: the start mark; the source calls libvirt after it."""
-    return (me.mine, *as_read(record), _set(record.uuid, claim, _phase(claim, OpPhase.RUN)))
+def begin(me: Actor, record: DomainRecord, claim: ClaimRecord, runs: tuple[Change, ...]) -> tuple[Change, ...]:
+    """ready → run: the start mark; the source calls libvirt after it. `runs` checks that the destination's daemon was not stopped meanwhile."""
+    return (me.mine, *runs, *as_read(record), _set(record.uuid, claim, _phase(claim, OpPhase.RUN)))
 
 
 def hand_over(me: Actor, uuid: str, claim: ClaimRecord, dest_inc: str, alive: tuple[Change, ...]) -> tuple[Change, ...]:

@@ -2,9 +2,9 @@
 # Copyright (C) 2026 The PVC developers
 """Decides what the flush or the unflush of this node does next, for all its VMs at once. Pure.
 
-The word in `domainstate` changes only when it is true: `flushed` when no claim is held here and no wanted VM is homed here, `ready` when
-every VM that was called home has come or was refused (a node in `unflush` receives them, so nobody waits for the word). A daemon that dies
-in between finds the word and goes on.
+The word in `domainstate` changes only when it is true: `flushed` when no claim is held here, no wanted VM is homed here and none is on its
+way here; `ready` when every VM that was called home has come or was refused (a node in `unflush` receives them, so nobody waits for the word).
+A daemon that dies in between finds the word and goes on.
 """
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from . import claims, schema
 from .claims import Actor
 from .placement import WANTED, Planning, promised
 from .records import Change, Check, Claim, ClaimRecord, DomainRecord, View
-from .schema import VMState
+from .schema import OpPhase, VMState
 
 AT_ONCE = 4
 """Migrations of one flush that are under way at the same time."""
+TURN = "waits for its turn"
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Order:
 
 @dataclass(frozen=True)
 class NodePlan:
-    """`orders` to give now; `under_way` VMs that leave (the ordered ones too); `blocked` VMs that do not, with the reason."""
+    """`orders` to give now; `under_way` VMs that leave (the ordered ones too), or are still coming; `blocked` VMs that do not, with the reason."""
 
     orders: tuple[Order, ...] = ()
     under_way: tuple[str, ...] = ()
@@ -68,9 +69,17 @@ def plan_flush(me: Actor, cluster: Cluster, paused: Collection[str] = (), at_onc
     planning = Planning(cluster.view, promised(cluster.domains, cluster.claims, cluster.sizes))
     orders: list[Order] = []
     under_way: list[str] = []
+    arriving: list[str] = []
     blocked: list[tuple[str, str]] = []
     for uuid in sorted(set(cluster.domains) | set(cluster.claims)):
         record, claim = cluster.domains.get(uuid, DomainRecord(uuid)), cluster.claim(uuid)
+        source, phase = _arrival(me, claim)
+        if source:
+            if _acts(cluster, uuid):
+                arriving.append(uuid)
+            elif phase is OpPhase.RUN:
+                blocked.append((uuid, f"arrives from {source}, which does not run: its copy here waits for that"))
+            continue
         held = isinstance(claim.value, Claim) and claim.value.node == me.node
         if not held and not (claim.value is None and record.hypervisor == me.node and record.state in WANTED):
             continue
@@ -83,7 +92,7 @@ def plan_flush(me: Actor, cluster: Cluster, paused: Collection[str] = (), at_onc
         elif uuid in paused:
             blocked.append((uuid, "was refused elsewhere; tried again soon"))
         elif held and len(under_way) >= at_once:
-            blocked.append((uuid, "waits for its turn"))
+            blocked.append((uuid, TURN))
         else:
             placed = planning.choose(cluster.sizes.get(uuid) or 0, {me.node})
             if placed.target is None:
@@ -91,7 +100,15 @@ def plan_flush(me: Actor, cluster: Cluster, paused: Collection[str] = (), at_onc
                 continue
             orders.append(_sent(me, record, claim, placed.target, placed.reason))
             under_way += [uuid] if held else []
-    return NodePlan(tuple(orders), tuple(under_way), tuple(blocked))
+    return NodePlan(tuple(orders), (*under_way, *arriving), tuple(blocked))
+
+
+def _arrival(me: Actor, claim: ClaimRecord) -> tuple[str, OpPhase | None]:
+    """From where, and how far: it was agreed to before the flush, and will be held here in a moment. Then the flush sends it on."""
+    held = claim.value
+    if isinstance(held, Claim) and held.node != me.node and held.op is not None and held.op.dest == me.node:
+        return held.node, held.op.phase
+    return "", None
 
 
 _MOVING = (VMState.STOP, VMState.SHUTDOWN, VMState.RESTART, VMState.MIGRATE, VMState.DELETE)
@@ -119,7 +136,8 @@ def plan_unflush(me: Actor, cluster: Cluster, ordered: Collection[str] = ()) -> 
     """What a node in `unflush` does next: VMs that run elsewhere and whose `lasthypervisor` is this node come home.
 
     `ordered`: VMs that were told to come home since the word was written; one that was refused is not told twice.
-    `lasthypervisor` stays until the arrival, so that a refused return does not forget the home.
+    `lasthypervisor` stays until the arrival, so that a refused return does not forget the home. A VM whose holder does not run is told, and
+    comes when its holder is back; it is not waited for, or one stopped daemon would keep this node from taking VMs.
     """
     orders, under_way = [], []
     for uuid, record in sorted(cluster.domains.items()):
@@ -127,13 +145,19 @@ def plan_unflush(me: Actor, cluster: Cluster, ordered: Collection[str] = ()) -> 
             continue
         if record.hypervisor == me.node:
             # On its way. The order ends by itself: with the arrival, or taken back within 30 s if it cannot come (rows 13 and 31).
-            under_way += [uuid] if record.state is VMState.MIGRATE else []
+            under_way += [uuid] if record.state is VMState.MIGRATE and _acts(cluster, uuid) else []
             continue
         if uuid in ordered:
             continue
         if record.state is VMState.START:
             changes = (me.mine, *claims.order(record, VMState.MIGRATE, me.node))
             orders.append(Order(uuid, changes, f"unflush: home from {record.hypervisor}", me.node))
-        elif record.state in (VMState.MIGRATE, VMState.RESTART):
+        elif record.state in (VMState.MIGRATE, VMState.RESTART) and _acts(cluster, uuid):
             under_way.append(uuid)
     return NodePlan(tuple(orders), tuple(under_way))
+
+
+def _acts(cluster: Cluster, uuid: str) -> bool:
+    """Somebody carries out what was ordered: its holder runs, or nobody holds it."""
+    held = cluster.claim(uuid).value
+    return not isinstance(held, Claim) or cluster.view.is_running(held.node)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union
 
 from . import schema
-from .notices import Departure, decode_departure, decode_strangers
+from .notices import Departure, Trouble, decode_departure, decode_strangers, decode_troubles
 from .schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
 
 ANY = -1
@@ -240,6 +240,7 @@ class NodeRecord:
     versions: Mapping[str, int] = field(default_factory=dict)
     hugepages_mib: Mapping[str, int] = field(default_factory=dict)
     """free huge pages by their size, as `schema.decode_pages` gives them"""
+    troubles: tuple[Trouble, ...] = ()
 
     @property
     def exists(self) -> bool:
@@ -262,12 +263,13 @@ class NodeRecord:
                    schema.decode_text(data("incarnation")), schema.decode_int(data("protocol")),
                    schema.decode_text(data("machineid")), schema.decode_text(data("libvirtstate")), schema.decode_text(data("zookeeper")),
                    decode_timing(data("timing")), decode_departure(data("departure")), decode_strangers(data("strangers")),
-                   {key: v.version for key, v in values.items() if v.data is not None}, schema.decode_pages(data("hugepages")))
+                   {key: v.version for key, v in values.items() if v.data is not None}, schema.decode_pages(data("hugepages")),
+                   decode_troubles(data("troubles")))
 
 
 NODE_FIELDS = ("daemonstate", "domainstate", "keepalive", "memfree", "memused", "cpuload", "domainscount", "runningdomains",
                "staticdata", "incarnation", "protocol", "machineid", "libvirtstate", "zookeeper", "timing", "departure", "strangers",
-               "hugepages")
+               "hugepages", "troubles")
 """The keys below `/nodes/<name>` that a NodeRecord is made of (IPMI keys are read only by who needs them)."""
 
 

@@ -63,6 +63,8 @@ NODE_KEYS = (
     Key("departure", "JSON: at, return, vms: its host is being, or was, shut down", "own daemon; the client deletes it (`node flush`, "
         "`node ready`)", "own daemon at its next start, client"),
     Key("strangers", "JSON: UUID → name of what runs there outside PVC", "own daemon each tick", "row 9, client"),
+    Key("troubles", "JSON: list of code, VM's UUID or empty, detail: what is wrong there and needs a person", "own daemon each tick",
+        "client: display only"),
     Key("ipmiguid", "32 hex digits", "own daemon, as soon as its controller answers", "the janitor: is this the right machine's controller"),
     Key("ipmiinside", "JSON: local (GUID through the host's own interface), product (DMI UUID)", "own daemon after each start",
         "the janitor, peers, client: does the controller belong to this host"),

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -313,3 +314,16 @@ def test_a_name_that_does_not_resolve_holds_up_nobody(server: ZooKeeperServer, t
     assert zk._client.hosts == [("127.0.0.1", server.port), ("192.0.2.7", server.port)], "what is known is kept"
     assert (tmp_path / "zookeeper").read_text() == f"{server.hosts}\n{server.hosts} 127.0.0.1\nhv2:{server.port} 192.0.2.7\n"
     assert parse(server.hosts) == zk.endpoint
+
+
+def test_a_configured_name_and_its_listed_address_are_one_server_at_the_first_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a host that has never run: no name is known yet, and ZooKeeper lists addresses."""
+    monkeypatch.setattr(ensemble, "resolve", lambda server: {"hv1": ("192.0.2.1",), "hv2": ("192.0.2.2",)}[server.host])
+    used: list[list[str]] = []
+    zk = SimpleNamespace(endpoint=parse("hv1:2181,hv2:2181"), server=None, use=lambda servers: used.append([str(one) for one in servers]),
+                         ensemble=lambda: b"server.1=192.0.2.1:2888:3888;2181\nserver.2=192.0.2.2:2888:3888;2181\nserver.3=192.0.2.3:2888:3888;2181\n")
+    found = Ensemble(zk, tmp_path, lambda *_: None, lambda _: None)  # type: ignore[arg-type]
+    found.recall()
+    found.refresh()
+    assert [str(server) for server in found.known] == ["hv1:2181", "hv2:2181", "192.0.2.3:2181"]
+    assert used[-1] == ["192.0.2.1:2181", "192.0.2.2:2181", "192.0.2.3:2181"]

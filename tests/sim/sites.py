@@ -26,6 +26,7 @@ KEYS = {"": 0, "state": 2, "hypervisor": 3, "lasthypervisor": 4}
 RECORD = DomainRecord("vm", "vm", VMState.MIGRATE, "c", "", KEYS)
 PROOF = (Check("/fences/b", 9),)
 SPEAKS = (Check("/nodes/c/protocol", 11),)
+RUNS = (Check("/nodes/c/daemonstate", 12),)
 
 
 def claim(phase: OpPhase | None = OpPhase.RUN) -> ClaimRecord:
@@ -55,7 +56,7 @@ SAMPLES: dict[str, Callable[[], Sequence[Change]]] = {
     "claims.adopt": lambda: claims.adopt(ME, "vm", FREE),
     "claims.offer": lambda: claims.offer(ME, RECORD, claim(None), "op", SPEAKS),
     "claims.withdraw": lambda: claims.withdraw(ME, "vm", claim(OpPhase.READY)),
-    "claims.begin": lambda: claims.begin(ME, RECORD, claim(OpPhase.READY)),
+    "claims.begin": lambda: claims.begin(ME, RECORD, claim(OpPhase.READY), RUNS),
     "claims.hand_over": lambda: claims.hand_over(ME, "vm", claim(), "c2/0", PROOF),
     "claims.inherit": lambda: claims.inherit(ME, "vm", claim(), PROOF),
     "claims.take_running": lambda: claims.take_running(ME, "vm", claim()),
@@ -87,7 +88,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "claims.as_read": (STATE, HOST), "claims.order": (STATE_SET, HOST_SET, LAST_SET), "claims.holding": (MINE, CLAIM, STATE, HOST),
     "claims.acquire": (MINE, STATE, HOST, SET), "claims.adopt": (MINE, SET),
     "claims.offer": (MINE, "Check nodes/c/protocol 11", STATE, HOST, SET),
-    "claims.withdraw": (MINE, SET), "claims.begin": (MINE, STATE, HOST, SET), "claims.hand_over": (MINE, FENCE_B, SET),
+    "claims.withdraw": (MINE, SET), "claims.begin": (MINE, "Check nodes/c/daemonstate 12", STATE, HOST, SET), "claims.hand_over": (MINE, FENCE_B, SET),
     "claims.inherit": (MINE, FENCE_B, SET), "claims.take_running": (MINE, SET), "claims.landed": (MINE, SET),
     "claims.close": (MINE, SET, STATE_SET, HOST_SET), "claims.rolled_back": (STATE_SET, HOST_SET), "claims.refuse": (MINE, CLAIM, STATE_SET, HOST_SET),
     "claims.free": (MINE, STATE_SET, HOST, SET),

@@ -17,12 +17,13 @@ from . import (
     directed_identity,
     directed_moves,
     directed_orders,
+    directed_review,
     directed_starts,
 )
 
 SCHEDULES = (directed.SCHEDULES + directed_handoff.SCHEDULES + directed_orders.SCHEDULES + directed_fences.SCHEDULES + directed_faults.SCHEDULES
              + directed_identity.SCHEDULES + directed_moves.SCHEDULES + directed_bmc.SCHEDULES + directed_departure.SCHEDULES
-             + directed_starts.SCHEDULES)
+             + directed_starts.SCHEDULES + directed_review.SCHEDULES)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: schedule.__name__)

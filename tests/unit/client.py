@@ -8,7 +8,7 @@ import sys
 import pytest
 from sim.fakezk import FakeServer, FakeZooKeeper
 
-from pvc import cli
+from pvc import cli, servers
 from pvcd.cluster import schema, zk
 from pvcd.cluster.records import Fence, Timing
 from pvcd.cluster.schema import FencePhase
@@ -28,6 +28,7 @@ class Pvc:
         self.server = FakeServer()
         self.capsys, self._monkeypatch = capsys, monkeypatch
         monkeypatch.setattr(zk, "ZooKeeper", lambda *_arguments: FakeZooKeeper(self.server, "client"))
+        monkeypatch.setattr(servers, "ask", lambda hosts: [{"address": hosts, "mode": "standalone", "latency_ms": 1.0}])
         monkeypatch.delenv("PVC_ZOOKEEPER", raising=False)
         Store(FakeZooKeeper(self.server, "setup")).ensure_roots()
         for name, free in (("hv1", 1000), ("hv2", 3000), ("hv3", 2000)):

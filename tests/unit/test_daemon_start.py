@@ -232,3 +232,24 @@ def test_what_libvirt_would_start_by_itself_is_named(machine: Machine) -> None:
     machine.hypervisor.copies[uuid].persistent = machine.hypervisor.copies[uuid].autostart = True
     assert machine.run() == 0
     assert any("virsh autostart --disable web1" in text for text in machine.said)
+
+
+def test_systemd_is_asked_for_time_before_what_takes_long(machine: Machine) -> None:
+    """A start that watches for two ticks of a minute, and a stop that waits for migrations and libvirt, are not killed for it: killed before it
+    has written `stop`, a healthy node is fenced. And what begins after the first look at the migrations is aborted by the last.
+    """
+    calls: list[tuple[str, float]] = []
+    real = daemon.Daemon
+
+    def built(config: Any, stop: threading.Event) -> daemon.Daemon:
+        made = real(config, stop)
+        machine.monkeypatch.setattr(made.notifier, "extend", lambda seconds: calls.append(("extend", seconds)))
+        for owner, name in ((made.ground, "register"), (made, "_adopt"), (made.instances, "stay"), (made.reconciler, "stop")):
+            original = getattr(owner, name)
+            setattr(owner, name, lambda *arguments, name=name, original=original: (calls.append((name, 0.0)), original(*arguments))[1])
+        return made
+    machine.monkeypatch.setattr(daemon, "Daemon", built)
+    assert machine.run() == 0
+    assert [name for name, _ in calls] == ["extend", "register", "extend", "_adopt", "extend", "stay", "stop", "stay"]
+    assert [seconds for name, seconds in calls if name == "extend"] == [daemon.WATCH_S, daemon.ADOPT_S + daemon.REST_S, daemon.REST_S]
+    assert daemon.WATCH_S > registration.WATCHED_TICKS * 60 + 10, "the longest tick that pvcd.conf allows"

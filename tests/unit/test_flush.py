@@ -113,7 +113,34 @@ def test_an_unflush_is_over_when_what_was_called_is_home_or_refused() -> None:
         assert plan_unflush(ME, cluster(view({"a": 999, "b": 1}), (state, home, last, claim, 1)), ordered={uuid(0)}).done
 
 
+def test_an_unflush_does_not_wait_for_a_holder_that_cannot_act() -> None:
+    """A stopped daemon, or a fence that nobody confirms, would keep this node from taking VMs for as long."""
+    seen = view({"a": 999, "b": 1})
+    stopped = replace(seen, nodes={**seen.nodes, "b": replace(seen.nodes["b"], daemonstate=DaemonState.STOP)})
+    fencing = replace(seen, fences={**seen.fences, "b": FenceRecord(Fence("b1/0", FencePhase.FENCING), 7)})
+    for v in (stopped, fencing):
+        for state, home in ((VMState.MIGRATE, "a"), (VMState.MIGRATE, "b"), (VMState.RESTART, "b")):
+            assert plan_unflush(ME, cluster(v, (state, home, "a", Claim("b", "b1/0"), 1)), ordered={uuid(0)}).done
+        assert plan_unflush(ME, cluster(v, (VMState.START, "b", "a", Claim("b", "b1/0"), 1))).orders, "it comes when its holder is back"
+    assert not plan_unflush(ME, cluster(stopped, (VMState.MIGRATE, "a", "a", None, 1))).done
+
+
 def test_unflush_waits_for_what_is_still_leaving() -> None:
     leaving = replace(HELD, op=Operation("o", OpPhase.RUN, "b", "b1/0"))
     plan = plan_unflush(ME, cluster(view({"a": 999, "b": 1}), (VMState.MIGRATE, "b", "a", leaving, 1)))
     assert plan.orders == () and plan.under_way == (uuid(0),)
+
+
+def test_what_is_on_its_way_here_is_waited_for() -> None:
+    """It was agreed to before the flush. `flushed` before its arrival would leave it on a node that is empty by its word."""
+    for phase in (OpPhase.READY, OpPhase.RUN):
+        coming = Claim("b", "b1/0", Operation("o", phase, "a", "a1/0"))
+        seen = view({"a": 9, "b": 9, "c": 9}, {"a": DomainState.FLUSH})
+        plan = plan_flush(ME, cluster(seen, (VMState.MIGRATE, "a", "", coming, 1)))
+        assert plan.under_way == (uuid(0),) and not plan.orders and not plan.done
+        stopped = replace(seen, nodes={**seen.nodes, "b": replace(seen.nodes["b"], daemonstate=DaemonState.STOP)})
+        plan = plan_flush(ME, cluster(stopped, (VMState.MIGRATE, "a", "", coming, 1)))
+        # An offer that nobody takes is nothing; a copy whose source cannot hand it over is said, and not waited for as if it moved.
+        assert plan.done is (phase is OpPhase.READY) and not plan.under_way and [u for u, _ in plan.blocked] == [uuid(0)] * (not plan.done)
+    busy = [(VMState.START, "a", "", HELD, 1)] + [(VMState.MIGRATE, "a", "", coming, 1)] * AT_ONCE
+    assert len(plan_flush(ME, cluster(seen, *busy)).orders) == 1, "arrivals take no place of those that leave"

@@ -10,7 +10,7 @@ from test_planner import DEST_A, DEST_B, ME, NODE_VERSIONS, UUID, node, record, 
 
 from pvcd.cluster import claims, schema
 from pvcd.cluster.records import Change, Check, Claim, ClaimRecord, DomainRecord, Fence, FenceRecord, Operation, View, Write, decode_claim
-from pvcd.cluster.schema import FencePhase, OpPhase, Unknown, VMState
+from pvcd.cluster.schema import DaemonState, FencePhase, OpPhase, Unknown, VMState
 from pvcd.handoff import PATIENCE_S
 from pvcd.local import COPY, HALTED, Call, CallState, Local, Status
 from pvcd.planner import plan_domain
@@ -83,6 +83,13 @@ def test_d4_an_order_that_is_gone() -> None:
     is_exactly(plan(others(OpPhase.READY), Status.ABSENT, home="c"), "D4", Verb.NOTHING, MINE, claimed(Claim("b", "b1/0")))
 
 
+def test_d4_a_daemon_that_is_being_stopped_takes_its_offer_back() -> None:
+    s = Situation(ME, record(VMState.MIGRATE, "a"), ClaimRecord(others(OpPhase.READY), 9), Local(Status.ABSENT), view(), stopping=True)
+    is_exactly(plan_domain(s), "D4", Verb.NOTHING, MINE, claimed(Claim("b", "b1/0")))
+    assert plan_domain(replace(s, stopping=False)).row == 16
+    assert plan_domain(replace(s, claim=ClaimRecord(others(OpPhase.READY, dinc="a0/0"), 9))).row == 16, "an earlier boot's is its source's to withdraw"
+
+
 @pytest.mark.parametrize("status", [Status.RUNNING, Status.PAUSED, Status.MIGRATING, Status.STUCK, Status.IO_ERROR, Status.CRASHED])
 def test_d5_strays(status: Status) -> None:
     for claim in (Claim("b", "b1/0"), others(OpPhase.READY), Claim("b", "b1/0", replace(DEST_A, phase=OpPhase.RUN, dest="c"))):
@@ -121,7 +128,8 @@ def test_d7_whatever_is_ordered_but_an_end(word: VMState) -> None:
 
 def test_s1_the_start_mark() -> None:
     step = plan(mine(OpPhase.READY), Status.RUNNING)
-    is_exactly(step, "S1", Verb.MIGRATE, MINE, STATE, HOME, claimed(mine(OpPhase.RUN)))
+    runs = Check(schema.node_key("b", "daemonstate"), NODE_VERSIONS["daemonstate"])
+    is_exactly(step, "S1", Verb.MIGRATE, MINE, runs, STATE, HOME, claimed(mine(OpPhase.RUN)))
 
 
 def test_s2_an_offer_that_is_not_taken() -> None:
@@ -130,6 +138,8 @@ def test_s2_an_offer_that_is_not_taken() -> None:
     is_exactly(plan(mine(OpPhase.READY), Status.RUNNING, home="c"), "S2", Verb.NOTHING, *plain)
     is_exactly(plan(mine(OpPhase.READY, dinc="b0/0"), Status.RUNNING), "S2", Verb.NOTHING, *plain)
     is_exactly(plan(mine(OpPhase.READY), Status.ABSENT, VMState.STOP), "S2", Verb.NOTHING, *plain)
+    for word in (DaemonState.STOP, DaemonState.INIT):  # nobody would resume what arrives there
+        is_exactly(plan(mine(OpPhase.READY), Status.RUNNING, seen=view(other=word)), "S2", Verb.NOTHING, *plain)
     for status in (*HALTED, Status.CRASHED, Status.MIGRATING):  # else the destination offers again, as fast as ZooKeeper answers
         step = plan(mine(OpPhase.READY), status)
         is_exactly(step, "S2", Verb.NOTHING, *plain, *rolled_back())

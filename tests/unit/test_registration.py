@@ -340,3 +340,20 @@ def test_each_destruction_is_looked_at_again() -> None:
         with pytest.raises(Conflict):
             node.start("b1")
         assert [guest.uuid for guest in node.hypervisor.inventory()] == [UUID]
+
+
+@pytest.mark.parametrize(("word", "claim", "persistent", "stays"), [
+    ("stop", None, True, True), (None, None, True, True),
+    ("start", None, True, False), ("stop", Claim("a", "b1/0"), True, False), ("stop", Claim("b", "b1/0"), True, False),
+    ("stop", None, False, False), (None, None, False, False)])
+def test_a_fenced_node_that_lives_ends_what_is_pvcs_and_nothing_else(word: str | None, claim: Claim | None, persistent: bool, stays: bool) -> None:
+    """Libvirt's own guest that nobody has ordered is left alone here as well: its keys are of a VM that is to be stopped, or were removed."""
+    node = Node()
+    node.start()
+    node.guest(claim)
+    node.hypervisor.copies[UUID].persistent = persistent
+    if word is not None:
+        node.server.put(schema.domain(UUID), "web1")
+        node.server.put(schema.domain_key(UUID, "state"), word)
+    node.server.put(schema.fence("a"), Fence("b1/0", FENCED, method="confirm").encode())
+    assert node.start()[0].rule == "R6" and bool(node.hypervisor.inventory()) is stays

@@ -14,7 +14,7 @@ from pvc import health, servers
 from pvc.health import Facts, Level
 from pvcd.cluster import schema
 from pvcd.cluster.claims import Actor
-from pvcd.cluster.notices import Departure
+from pvcd.cluster.notices import Departure, Trouble
 from pvcd.cluster.records import Claim, ClaimRecord, DomainRecord, Fence, FenceRecord, Hold, NodeRecord, Operation, View
 from pvcd.cluster.schema import DaemonState, DomainState, FencePhase, OpPhase, Unknown, VMState
 from pvcd.cluster.survival import stranded
@@ -94,6 +94,10 @@ def test_where_a_vm_could_not_be_started_is_named_with_the_reason() -> None:
     (lambda f: with_node(migrating(f, "hv1", OpPhase.RUN), node("hv1", daemonstate=DaemonState.STOP)), "migration-waits", Level.WARNING),
     (lambda f: with_node(migrating(f, "hv2", OpPhase.GIVEN), node("hv2", daemonstate=DaemonState.STOP)), "migration-waits", Level.WARNING),
     (lambda f: replace(migrating(f, "hv2", OpPhase.GIVEN), reasons={UUID: "resume: no lock"}), "not-resumed", Level.CRITICAL),
+    (lambda f: replace(f, view=replace(f.view, hold=Hold(True, None, "hv1", restored=True))), "restored", Level.CRITICAL),
+    (lambda f: replace(f, servers=({"address": "hv1:2181", "mode": "leader"}, {"address": "hv3:2181", "mode": None})), "zookeeper", Level.WARNING),
+    *((lambda f, code=code: with_node(f, node("hv1", runningdomains=(UUID,), troubles=(Trouble(code, UUID, "as seen"),))), code, level)
+      for code, (level, _text, _next) in health.TROUBLES.items()),
     (lambda f: with_node(f, node("hv2", daemonstate=DaemonState.DEAD), FencePhase.FENCING), "fencing", Level.CRITICAL),
     (lambda f: with_node(f, node("hv2", daemonstate=DaemonState.DEAD), FencePhase.FENCED), "fenced", Level.CRITICAL),
     (lambda f: with_node(f, node("hv2", daemonstate=DaemonState.DEAD)), "dead", Level.CRITICAL),
@@ -119,6 +123,26 @@ def test_where_a_vm_could_not_be_started_is_named_with_the_reason() -> None:
     (lambda f: replace(f, domains={UUID: vm(UUID, "hv1", name="a"), OTHER: vm(OTHER, "hv1", name="a", state=VMState.STOP)}), "duplicate-name", Level.WARNING)])
 def test_each_problem_is_found_by_its_code(change: object, code: str, level: Level) -> None:
     assert codes(change(healthy())).get(code) is level  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("code", health.TROUBLES)
+def test_what_a_node_has_seen_names_the_node_or_the_vm_and_a_way_out(code: str) -> None:
+    problem = told(with_node(healthy(), node("hv1", runningdomains=(UUID,), troubles=(Trouble(code, UUID, "as {seen}"),))), code)
+    assert problem.subject == f"vm-{UUID[:2]}" and problem.next and ("{" not in problem.next)
+    if "{detail}" in health.TROUBLES[code][1]:
+        assert "as {seen}" in problem.text
+
+
+def test_what_a_node_told_before_it_stopped_or_of_a_vm_that_is_gone_is_no_problem() -> None:
+    troubles = (Trouble("hung", OTHER), Trouble("of a later release", UUID))
+    assert codes(with_node(healthy(), node("hv1", runningdomains=(UUID,), troubles=troubles))) == {}
+    stopped = with_node(healthy(), node("hv1", daemonstate=DaemonState.STOP, troubles=(Trouble("hung", UUID),)))
+    assert "hung" not in codes(stopped)
+
+
+def test_a_restored_zookeeper_is_not_answered_by_the_end_of_maintenance() -> None:
+    facts = replace(healthy(), view=replace(healthy().view, hold=Hold(True, None, "hv1", restored=True)))
+    assert "maintenance" not in codes(facts) and "virsh list" in told(facts, "restored").next
 
 
 def told(facts: Facts, code: str) -> health.Problem:

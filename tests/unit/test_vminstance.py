@@ -411,3 +411,29 @@ def test_it_is_preserved_only_when_its_definition_says_so() -> None:
     host.words(xml="<")
     assert not host.situation().preserved
     assert host.vm.settled
+
+
+# --------------------------------------------------------------------------------------------------------- outside PVC
+
+def outside() -> Host:
+    """Libvirt's own guest of a VM that is to be stopped: row 44."""
+    host = Host("stop", claim=None)
+    host.copy()
+    host.hypervisor.copies[UUID].persistent = True
+    host.visit()
+    assert host.vm.outside and host.claim is None
+    return host
+
+
+def test_a_guest_outside_pvc_keeps_no_node_from_finishing_its_start() -> None:
+    """It was looked at late, and nobody will ever claim it: while `protocol` waited for that, no node of the cluster started a VM."""
+    assert outside().vm.settled
+
+
+def test_a_host_that_goes_down_without_zookeeper_leaves_a_guest_outside_pvc_alone() -> None:
+    """Not only the VMs that remain are visited: a reconnection looks at all of them."""
+    host = outside()
+    host.env.alone = True
+    for after_s in (0.0, 1.0, 60.0):
+        assert host.visit(after_s) is None
+    assert host.hypervisor.asked == [] and UUID in host.hypervisor.copies

@@ -44,8 +44,9 @@ class NodeInstance:
         if self.name != self._env.node:
             return None
         node, actor = view.nodes.get(self.name), self._env.actor()
+        flushing = node is not None and node.domainstate in (DomainState.FLUSH, DomainState.UNFLUSH)
         ends = self._env.phase is not Phase.FLUSH and (self._env.stopping or self._env.phase is not None)
-        ordered = node is not None and node.domainstate in (DomainState.FLUSH, DomainState.UNFLUSH) and not ends
+        ordered = flushing and not ends
         if node is None or actor is None or not ordered:
             self._word, self.moving, self._env.blocked = None, False, {}
             return LOOK_AGAIN_S if ordered else None  # nobody calls again when this node may act again

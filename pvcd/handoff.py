@@ -21,7 +21,7 @@ at once when its link to D breaks, after 30 s when D is silent. That is harmless
 | D8 | mine, given | anything else | | op null; the rows of a holder go on |
 | S1 | mine, ready | running | ordered, D up and its daemon in `run` | run, then the call |
 | S2 | mine, ready | absent | ordered | claim := '': D starts it |
-| S2 | mine, ready | else | | op null. A guest that does not execute, or a daemon of protocol 1 at D: the order is taken back too, or D offers again |
+| S2 | mine, ready | else | | op null. A guest that does not execute, or a daemon of protocol 1 at D: the order is taken back too (D would offer anew) |
 | S3 | mine, run | a job (or its monitor is busy), or a call under way | order gone, D dead or without pvcd, no progress | abort (queue: withdraw); else wait |
 | S4 | mine, run | gone | D up | claim := D in its present life, given |
 | S5 | mine, run | gone | D off, or not up for 30 s | close: it starts here. D's copy cannot run |

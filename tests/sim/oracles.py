@@ -34,8 +34,8 @@ class Violation(AssertionError):
     """An invariant of the protocol does not hold."""
 
 
-class Outside(Exception):
-    """The world has left the promises: this seed ends here, and proves nothing more."""
+class Outside(BaseException):
+    """The world has left the promises: this seed ends here, and proves nothing more. No code of the product may catch it."""
 
 
 Who = tuple[str, str, str]
@@ -256,6 +256,8 @@ class Oracles:
             raise Violation(f"I3: {client} registers as {host.name}, and {twins[0].key} wrote a keepalive {now - host.last_keepalive:.1f} s ago")
         if twins:
             raise Outside(f"{client} takes the place of {twins[0].key}, which nobody has heard of for two ticks")
+        if me.key != me.name:
+            raise Outside(f"{client} takes the place of {me.name}, which is off: the controller in its configuration is that of the other machine")
         host.last_keepalive = now  # a registration is a sign of life
 
     def _removed(self, client: str, host: Host, before: object) -> None:

@@ -339,10 +339,11 @@ class Schedule:
             world.run(2 * QUIET_S, 0.5)
             self._quiet(QUIET_MOVES)
             self.faults.guests_go_on()
-        if self.faults.gone:
+        self._settles()
+        if self.faults.one_goes_for_good():
             self._settles()
             self.faults.comes_back()
-        self._settles()
+            self._settles()
         self._quiet(QUIET_MOVES)
 
     def _settles(self) -> None:

@@ -3,41 +3,28 @@
 """The guards of the protocol, each with a mutant that removes it. A suite that does not kill every one of them proves nothing."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from pvcd import bmc_check, fence_plan, fencing, janitor, keepalive, liveness, onward, planner, questions, recovery_plan, registration, standing
-from pvcd.attempts import AttemptLog
+from pvcd import bmc_check, fence_plan, fencing, janitor, keepalive, liveness, questions, standing
 from pvcd.bmc import Power, Reading
-from pvcd.cluster import avoid, claims, controllers, fences, flush, records, schema, tries
-from pvcd.cluster.records import ANY, Change, Check, Create, Write
+from pvcd.cluster import claims, controllers, fences, flush, records, schema, tries
+from pvcd.cluster.records import ANY, Change, Check, Write
 from pvcd.cluster.store import Store
 from pvcd.local import Status
-from pvcd.marks import Memory
-from pvcd.situation import Attempts, Situation, Step, Verb
+from pvcd.situation import Situation, Step, Verb
 
 from .fakehypervisor import Fabric
-
-Mutation = Callable[[], Any]
-
-
-def _filtered(keep: Callable[[Change], Change | None]) -> Any:
-    """Every transaction of every node goes through `keep`: a change is dropped, or another takes its place."""
-    original = Store.apply
-
-    def apply(self: Store, changes: Sequence[Change]) -> list[int | None]:
-        kept = [keep(change) for change in changes]
-        made = iter(original(self, tuple(change for change in kept if change is not None)))
-        return [None if change is None else next(made) for change in kept]
-    return mock.patch.object(Store, "apply", apply)
+from .mutant_tools import Mutation, filtered, planned
+from .mutants_hosts import OF_HOSTS, OF_STARTS
 
 
 def no_mine() -> Any:
     """Transactions do not check their own node's fence."""
-    return _filtered(lambda c: None if isinstance(c, Check) and c.path.startswith(schema.FENCES + "/") else c)
+    return filtered(lambda c: None if isinstance(c, Check) and c.path.startswith(schema.FENCES + "/") else c)
 
 
 def no_claim_version() -> Any:
@@ -46,7 +33,7 @@ def no_claim_version() -> Any:
         if isinstance(change, (Write, Check)) and change.path.startswith(schema.CLAIMS + "/"):
             return replace(change, version=ANY)
         return change
-    return _filtered(keep)
+    return filtered(keep)
 
 
 def no_gate() -> Any:
@@ -170,21 +157,16 @@ def earlier_fence_remembered() -> Any:
     return mock.patch.object(janitor.Janitor, "_forget", forget)
 
 
-def _planned(change: Callable[[Situation, Step], Step]) -> Any:
-    original = planner.plan_domain
-    return mock.patch("pvcd.VMInstance.plan_domain", lambda s: change(s, original(s)))
-
-
 def resumes_before_its_claim() -> Any:
     """The destination resumes what has arrived at once."""
-    return _planned(lambda s, step: replace(step, verb=Verb.RESUME, changes=s.claim_gate) if step.row == "D1" else step)
+    return planned(lambda s, step: replace(step, verb=Verb.RESUME, changes=s.claim_gate) if step.row == "D1" else step)
 
 
 def takes_without_the_source() -> Any:
     """The destination takes the claim of what has arrived, without the source's transaction or a proof of its death."""
     def change(s: Situation, step: Step) -> Step:
         return replace(step, changes=claims.inherit(s.me, s.record.uuid, s.claim, ())) if step.row == "D1" else step
-    return _planned(change)
+    return planned(change)
 
 
 def hands_over_while_paused() -> Any:
@@ -194,7 +176,7 @@ def hands_over_while_paused() -> Any:
         if fence is None or s.local.status is not Status.MIGRATING:
             return step
         return replace(step, verb=Verb.NOTHING, changes=claims.hand_over(s.me, s.record.uuid, s.claim, fence.inc, ()))
-    return _planned(change)
+    return planned(change)
 
 
 def runs_on_arrival() -> Any:
@@ -204,7 +186,7 @@ def runs_on_arrival() -> Any:
 
 def no_gate_before_the_resume() -> Any:
     """The destination resumes on what it has read."""
-    return _planned(lambda _s, step: replace(step, changes=()) if step.row == "D7" else step)
+    return planned(lambda _s, step: replace(step, changes=()) if step.row == "D7" else step)
 
 
 def no_patience_with_the_destination() -> Any:
@@ -221,7 +203,7 @@ def endless_patience_with_the_destination() -> Any:
 
 def waits_for_a_destination_that_is_not_up() -> Any:
     """A source whose copy is gone never starts it anew."""
-    return _planned(lambda s, step: replace(step, changes=()) if step.row == "S5" and not s.view.is_off(s.claim.value.op.dest)  # type: ignore[union-attr]
+    return planned(lambda s, step: replace(step, changes=()) if step.row == "S5" and not s.view.is_off(s.claim.value.op.dest)  # type: ignore[union-attr]
                     else step)
 
 
@@ -237,7 +219,7 @@ def no_look_before_the_call() -> Any:
 
 def allows_any_call() -> Any:
     """A migration that no operation allows runs on."""
-    return _planned(lambda _s, step: replace(step, verb=Verb.NOTHING) if step.row == "S8" else step)
+    return planned(lambda _s, step: replace(step, verb=Verb.NOTHING) if step.row == "S8" else step)
 
 
 def stuck_is_paused() -> Any:
@@ -246,14 +228,14 @@ def stuck_is_paused() -> Any:
         if step.row != "S6" or s.local.status is not Status.STUCK:
             return step
         return replace(step, verb=Verb.NOTHING, changes=claims.close(s.me, s.record, s.claim))
-    return _planned(change)
+    return planned(change)
 
 
 def halted_orders_stand() -> Any:
     """The order to migrate a guest that does not run is not taken back by its source."""
     def change(s: Situation, step: Step) -> Step:
         return replace(step, changes=claims.withdraw(s.me, s.record.uuid, s.claim)) if step.row == "S2" else step
-    return _planned(change)
+    return planned(change)
 
 
 def flush_orders_the_halted() -> Any:
@@ -283,12 +265,12 @@ def no_doubt() -> Any:
 
 def no_adoption() -> Any:
     """What runs without a claim is not adopted."""
-    return _planned(lambda _s, step: replace(step, verb=Verb.NOTHING, changes=()) if step.row == 7 else step)
+    return planned(lambda _s, step: replace(step, verb=Verb.NOTHING, changes=()) if step.row == 7 else step)
 
 
 def cold_rehoming() -> Any:
     """A VM that belongs elsewhere and runs here is destroyed instead of migrated."""
-    return _planned(lambda s, step: replace(step, verb=Verb.DESTROY, changes=s.gate) if step.row == 30 else step)
+    return planned(lambda s, step: replace(step, verb=Verb.DESTROY, changes=s.gate) if step.row == 30 else step)
 
 
 def no_objection() -> Any:
@@ -342,210 +324,14 @@ def flushed_too_early() -> Any:
     return mock.patch.object(flush.NodePlan, "done", property(lambda self: not self.orders and not self.blocked))
 
 
-def boot_is_always_a_proof() -> Any:
-    """A host that boots does not ask whether another of its name is alive."""
-    @contextmanager
-    def both() -> Iterator[None]:
-        with mock.patch("pvcd.registration.Registration._refuse_a_living_twin", lambda _self: None), late_twin_is_overwritten():
-            yield
-    return both()
-
-
-def late_twin_is_overwritten() -> Any:
-    """The registration writes over a keepalive that came after the watch."""
-    def keep(change: Change) -> Change:
-        registers = isinstance(change, Write) and change.path.endswith("/keepalive") and change.data == b"0"
-        return replace(change, version=ANY) if registers and isinstance(change, Write) else change
-    return _filtered(keep)
-
-
-def no_marks() -> Any:
-    """Nobody notices that ZooKeeper has gone back."""
-    return mock.patch("pvcd.marks.taken_back", lambda *_arguments: "")
-
-
-def no_look_first() -> Any:
-    """Workers write on a new connection before anybody has looked what is behind it."""
-    return mock.patch("sim.fakezk.FakeZooKeeper.admitted", True)
-
-
-def marks_end_with_the_process() -> Any:
-    """What ZooKeeper has acknowledged is forgotten at a restart."""
-    return mock.patch("sim.host.Disk._load", lambda _self: Memory())
-
-
-def nobody_is_warned() -> Any:
-    """A node that sees older data keeps it to itself."""
-    return mock.patch("pvcd.marks.Marks.warn_others", lambda _self: None)
-
-
-def no_marks_of_claims() -> Any:
-    """Only the keepalive is a mark: what was written after the last one may get lost."""
-    return mock.patch("pvcd.marks.Marks.acknowledged", lambda *_arguments: None)
-
-
-def no_company() -> Any:
-    """A node does not notice that another writes its keepalives."""
-    return mock.patch("pvcd.standing.Company.seen", lambda _self, _key: False)
-
-
-def removal_unchecked() -> Any:
-    """A node is removed whatever has become of it since the operator looked."""
-    original = fences.removed
-
-    def removed(*arguments: Any) -> tuple[Change, ...]:
-        return tuple(replace(c, version=ANY) for c in original(*arguments) if not isinstance(c, Check))  # type: ignore[call-arg]
-    return mock.patch.object(fences, "removed", removed)
-
-
-def removed_is_dead() -> Any:
-    """A removed node that comes back is another incarnation, in the same boot too."""
-    original = registration.decide
-
-    def decide(fence: records.FenceRecord, boot: str) -> Any:
-        found = original(fence, boot)
-        return replace(found, inc=f"{boot}/9") if found.rule == "R6" and not found.destroy else found
-    return mock.patch.object(registration, "decide", decide)
-
-
-def autostart_is_a_mystery() -> Any:
-    """What libvirt started at boot is taken for a boot that is read wrongly, for ever."""
-    return mock.patch("sim.fakehypervisor.FakeHypervisor.starts_by_itself", lambda _self, _uuid: False)
-
-
-def no_homecoming() -> Any:
-    """A node that was shut down stays flushed after its boot."""
-    return mock.patch("pvcd.leaving.homecoming", lambda _me, _node: ())
-
-
-def homecoming_after_a_fence() -> Any:
-    """A node that was fenced while it left calls its VMs home as if nothing had happened."""
-    return mock.patch("pvcd.registration.Registration._no_departure", lambda _self, _fence: ())
-
-
-def no_recall() -> Any:
-    """An order to go elsewhere stands while the host has no time left for it."""
-    return mock.patch.object(planner, "_recalled", lambda s: Step(42, "waits", again_s=1.0))
-
-
-def starts_while_leaving() -> Any:
-    """A host that is being shut down claims and starts what is homed there."""
-    return _situated(lambda s: replace(s, stopping=False))
-
-
-def closing_is_not_told() -> Any:
-    """What is still here when the time is over is left to the end of the host: its claim stays."""
-    return _situated(lambda s: replace(s, closing=False))
-
-
-def _situated(change: Callable[[Situation], Situation]) -> Any:
-    original = planner.plan_domain
-    return mock.patch("pvcd.VMInstance.plan_domain", lambda s: original(change(s)))
-
-
-def waits_for_zookeeper() -> Any:
-    """A host that is being shut down waits for ZooKeeper without an end."""
-    return mock.patch("pvcd.departure.AWAY_S", float("inf"))
-
-
-def not_alone() -> Any:
-    """Without ZooKeeper no guest is asked to power off."""
-    return mock.patch("pvcd.VMInstance.plan_alone", lambda _local, _since, _timeout: Step(42, "waits", again_s=1.0))
-
-
-def no_departure_in_the_flush() -> Any:
-    """A flush that can do nothing more is waited for until the timeout."""
-    return mock.patch("pvcd.departure.IDLE_S", float("inf"))
-
-
-def no_guard_of_strangers() -> Any:
-    """What libvirt keeps and nobody ordered is adopted, and obeys its `stop`."""
-    return _situated(lambda s: replace(s, local=replace(s.local, persistent=False)))
-
-
-def strangers_are_not_asked_about() -> Any:
-    """A VM is started at its home although another node has told that it runs there outside PVC."""
-    return mock.patch.object(records.View, "runs_outside", lambda _self, _name, _uuid: False)
-
-
-def _attempts(change: Callable[[Attempts], Attempts]) -> Any:
-    original = AttemptLog.now
-    return mock.patch.object(AttemptLog, "now", lambda self, now: change(original(self, now)))
-
-
-def three_refusals_are_final() -> Any:
-    """As before: what libvirt refuses three times is given up."""
-    return _attempts(lambda found: replace(found, refused_s=601.0) if found.errors >= 3 else found)
-
-
-def refusals_are_never_final() -> Any:
-    """Tried for ever."""
-    return _attempts(lambda found: replace(found, refused_s=min(found.refused_s, 599.0)))
-
-
-def unsupported_is_tried_again() -> Any:
-    """What this host can never do is tried for the whole window."""
-    return _attempts(lambda found: replace(found, permanent=found.hopeless))
-
-
-def never_sent_on() -> Any:
-    """A VM that its stand-in cannot start stays there."""
-    return mock.patch.object(onward, "stands_in", lambda _record, _node: False)
-
-
-def sent_on_from_its_home() -> Any:
-    """A VM leaves its home because a start fails."""
-    return mock.patch.object(onward, "stands_in", lambda _record, _node: True)
-
-
-def nothing_is_avoided() -> Any:
-    """Where it could not be started is not kept."""
-    return mock.patch.object(avoid, "noted", lambda uuid, avoided, _name, _reason: Create(schema.avoid(uuid)) if avoided.version == ANY
-                             else Write(schema.avoid(uuid), b"", avoided.version))
-
-
-def recovery_avoids_nothing() -> Any:
-    """The janitor sends a VM where it could not be started."""
-    original = recovery_plan.plan_recovery
-    return mock.patch("pvcd.recovery.plan_recovery", lambda *arguments: original(*arguments[:7]))
-
-
-def never_forgotten() -> Any:
-    """A node is avoided for ever."""
-    return mock.patch.object(avoid, "forgotten", lambda _uuid, _avoided: ())
-
-
-def asked_once() -> Any:
-    """The guest is asked to power off once."""
-    return _planned(lambda s, step: replace(step, verb=Verb.NOTHING, changes=(), again_s=1.0)
-                    if step.verb is Verb.SHUT_DOWN and s.timers.shutdown_s is not None else step)
-
-
-def every_end_is_a_crash() -> Any:
-    """A guest that powers itself off counts as one that died."""
-    return mock.patch.object(AttemptLog, "quit", AttemptLog.death)
-
-
-def crashed_goes_at_once() -> Any:
-    """Dumps are cut off, and what is to be preserved is destroyed."""
-    return _planned(lambda s, step: replace(step, verb=Verb.DESTROY, changes=s.gate) if step.row == 36 else step)
-
-
-OF_STARTS: tuple[Mutation, ...] = (
-    three_refusals_are_final, refusals_are_never_final, unsupported_is_tried_again, never_sent_on, sent_on_from_its_home, nothing_is_avoided,
-    recovery_avoids_nothing, never_forgotten, asked_once, every_end_is_a_crash, crashed_goes_at_once)
-"""Those that the stories of `directed_starts` are about: tried on them first."""
 OF_MIGRATIONS: tuple[Mutation, ...] = (
     resumes_before_its_claim, takes_without_the_source, hands_over_while_paused, runs_on_arrival, no_gate_before_the_resume,
     no_patience_with_the_destination, endless_patience_with_the_destination, waits_for_a_destination_that_is_not_up, migrates_on_when_cut_off,
     no_look_before_the_call, allows_any_call, stuck_is_paused, halted_orders_stand, flush_orders_the_halted, late_arrivals_refuse_the_start,
     older_daemons_are_migrated_from)
 MUTANTS: tuple[Mutation, ...] = (
-    no_homecoming, homecoming_after_a_fence, no_recall, starts_while_leaving, closing_is_not_told, waits_for_zookeeper, not_alone,
-    no_departure_in_the_flush, no_guard_of_strangers, strangers_are_not_asked_about,
     no_mine, no_claim_version, no_gate, no_keepalive_in_commit, early_death, no_read_back, one_reading, no_identity, shared_controllers,
     contradicted_controller, no_gate_before_off, slow_for_all, no_hand_over, no_pause, power_on_is_believed, one_checker, identity_asked_once,
     earlier_fence_remembered, no_rollback, no_doubt, no_adoption, cold_rehoming, no_objection, no_exit,
     no_brake, no_freshness, no_resumption, flushed_too_early,
-    boot_is_always_a_proof, late_twin_is_overwritten, no_marks, no_look_first, marks_end_with_the_process, nobody_is_warned, no_marks_of_claims,
-    no_company, removal_unchecked, removed_is_dead, autostart_is_a_mystery, *OF_MIGRATIONS, *OF_STARTS)
+    *OF_MIGRATIONS, *OF_HOSTS, *OF_STARTS)

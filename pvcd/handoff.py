@@ -7,8 +7,11 @@ leave the copy at the destination paused, and only the node that holds the claim
 transaction, when S's copy is gone, or goes to the destination D after proof that S is dead. Nobody has to ask D for anything.
 
 *Whole* = PAUSED under an operation that names this node: it has arrived. *Half* = MIGRATING at a node that is not the source.
-*Gone* = libvirt's look-up has answered that there is no such domain; no answer is none, and waits. libvirt may wake a source by itself:
-at once when its link to D breaks, after 30 s when D is silent. That is harmless: S has the claim.
+*Gone* = libvirt's look-up has answered that there is no such domain; no answer is none, and waits. libvirt itself kills the source's QEMU when
+it has the destination's word, and sees 0.2 s later that it has ended: `departed` sees both at once, and S4 does not wait for libvirt then. The
+source does not end its QEMU itself: libvirt may have woken it right before, because that word was lost to it, and then the disk is newer than the
+memory at D. libvirt may wake a source by itself: at once when its link to D breaks, after 30 s when D is silent. That is harmless: S has the
+claim.
 
 | row | claim, operation | here | also | action |
 |---|---|---|---|---|
@@ -23,7 +26,7 @@ at once when its link to D breaks, after 30 s when D is silent. That is harmless
 | S2 | mine, ready | absent | ordered | claim := '': D starts it |
 | S2 | mine, ready | else | | op null. A guest that does not execute, or a daemon of protocol 1 at D: the order is taken back too (D would offer anew) |
 | S3 | mine, run | a job (or its monitor is busy), or a call under way | order gone, D dead or without pvcd, no progress | abort (queue: withdraw); else wait |
-| S4 | mine, run | gone | D up | claim := D in its present life, given |
+| S4 | mine, run | gone, by libvirt or `departed` | D up | claim := D in its present life, given |
 | S5 | mine, run | gone | D off, or not up for 30 s | close: it starts here. D's copy cannot run |
 | S6 | mine, run | MIGRATING or STUCK, no job, no call | | gate, resume: libvirtd was restarted, or could not wake it |
 | S9 | mine, run | as S6 | refused for a while: D's copy has the lock of its image (QEMU 10) | run, dest = me: D's copy goes (D5), S6 goes on |
@@ -141,6 +144,9 @@ def _ready(s: Situation, op: Operation) -> Step:
 
 def _run(s: Situation, op: Operation) -> Step:
     local, call = s.local, s.local.call
+    if local.left and call is not None and call.op == op.id:
+        return _gone(s, op) if s.view.is_up(op.dest) else Step("S3", f"its copy here is gone, and {op.dest} is not up: waits for the end of the call",
+                                                               level=Level.QUIET, again_s=1.0)
     if local.job or local.busy or (call is not None and call.op == op.id and call.state is CallState.ACTIVE):
         return _under_way(s, op)
     if local.status is Status.ABSENT:

@@ -23,6 +23,7 @@ import libvirt
 from .cluster.errors import HypervisorError, HypervisorUnknown
 from .cluster.schema import printable
 from .connections import Connections
+from .departed import Departure, watch
 from .local import Call, CallState, Ending, Guest, Kept, Local, Status
 
 LOCAL_URI = "qemu+tcp://127.0.0.1:16509/system"
@@ -103,6 +104,8 @@ class LibvirtHypervisor:
         self._flags = _FLAGS | (libvirt.VIR_MIGRATE_UNSAFE if migrate_unsafe else 0)
         self._lock = threading.Lock()
         self._calls: dict[str, Call] = {}
+        self._departures: dict[str, Departure] = {}
+        """of the calls that run"""
         self._endings: dict[str, Ending] = {}
         self._asking: set[str] = set()
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -156,7 +159,9 @@ class LibvirtHypervisor:
     def look(self, uuid: str) -> Local:
         """See `local.Hypervisor`. Never raises."""
         with self._lock:
-            call, ending = self._calls.get(uuid), self._endings.get(uuid, Ending.UNKNOWN)
+            call, ending, departure = self._calls.get(uuid), self._endings.get(uuid, Ending.UNKNOWN), self._departures.get(uuid)
+        if departure is not None and departure.left:
+            return Local(Status.ABSENT, call=call, left=True)  # libvirt would answer when it has looked itself
         try:
             seen = self._do(uuid, self._seen)
         except HypervisorUnknown as error:
@@ -330,7 +335,21 @@ class LibvirtHypervisor:
             call = self._call(job)
             with self._lock:
                 self._calls[job.uuid] = call
+                departure = self._departures.pop(job.uuid, None)
+            if departure is not None:
+                departure.end()
             self._notify(job.uuid)
+
+    def _watch(self, connection: Any, domain: Any, uuid: str) -> None:
+        """See `departed`. A number is one run of the domain, so the process that is read between two looks at it is that run's."""
+        def same() -> bool:
+            found = self._domain(connection, uuid)
+            return found is not None and bool(found.ID() == number)
+        number = domain.ID()
+        departure = watch(domain.name(), same, lambda: self._notify(uuid))
+        if departure is not None:
+            with self._lock:
+                self._departures[uuid] = departure
 
     def _call(self, job: Job) -> Call:
         """One live migration, peer to peer: it survives the death of this process. An error says nothing about who has the guest."""
@@ -342,6 +361,7 @@ class LibvirtHypervisor:
                     return Call(job.op, CallState.FAILED, "it is not here")
                 if not job.allowed():
                     return Call(job.op, CallState.FAILED, "the order was taken back, or could not be confirmed, right before the call")
+                self._watch(connection, domain, job.uuid)
                 domain.migrateToURI3(PEER_URI.format(job.destination), parameters, self._flags)
         except libvirt.libvirtError as error:
             return Call(job.op, CallState.FAILED, str(translated(error)))

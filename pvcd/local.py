@@ -86,6 +86,8 @@ class Local:
     """libvirt does something else with it: a dump, a backup, a snapshot"""
     busy: bool = False
     """somebody waits for its monitor, so whether it is being migrated is not known"""
+    left: bool = False
+    """of an absent one: the call still runs, and its QEMU has ended because libvirt has the destination's word that the whole copy is there"""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ PURE = ["pvcd/cluster/schema.py", "pvcd/cluster/endpoint.py",
         "pvcd/recovery_plan.py", "client-cli/pvc/formatters.py", "client-cli/pvc/rows.py", "client-cli/pvc/domainxml.py"]
 IMPURE = {"time", "os", "threading", "socket", "subprocess", "kazoo", "libvirt", "psutil"}
 BROAD = ("pvcd/reconciler.py", "pvcd/keepalive.py", "pvcd/cluster/kazooclient.py")
-MAX_FILE, MAX_FUNCTION = 470, 55
+MAX_FILE, MAX_FUNCTION = 480, 55
 
 
 def name(path: Path) -> str:

@@ -63,6 +63,49 @@ def arrives_paused_and_is_resumed() -> None:
     rest(cluster)
 
 
+def process_ends_before_libvirt_looks() -> None:
+    """The source gives its claim when its process has ended; libvirt, which shows it paused for a while longer, is not asked to do anything."""
+    cluster, job = arrived()
+    turns(cluster, 2.0, *cluster.names)
+    assert not cluster.fabric.running(VM)
+    cluster.fabric.ends(job)
+    turns(cluster, 1.0, *cluster.names)
+    one_life(cluster, "c")
+    assert phase(cluster) is None and VM in cluster.hosts["a"].hypervisor.copies and not said(cluster, "a copy is here")
+    cluster.fabric.advance(job)
+    turns(cluster, 1.0, *cluster.names)
+    one_life(cluster, "c")
+    rest(cluster)
+
+
+def process_ends_and_its_daemon_dies() -> None:
+    """The next one has no call, and waits until libvirt has looked."""
+    cluster, job = arrived()
+    cluster.stop_daemon("a")
+    cluster.fabric.ends(job)
+    cluster.start_daemon("a")
+    turns(cluster, 2.0, *cluster.names)
+    assert not cluster.fabric.running(VM)
+    cluster.fabric.advance(job)
+    turns(cluster, 5.0, *cluster.names)
+    rest(cluster)
+
+
+def process_ends_and_the_destination_is_not_up() -> None:
+    """Nothing is aborted and nothing is started while libvirt still shows it; then as ever."""
+    cluster, job = arrived()
+    dies(cluster, "c")
+    declared_off(cluster, "c")
+    turns(cluster, 2.0, "a", "b")
+    cluster.fabric.ends(job)
+    turns(cluster, 2.0, "a", "b")
+    assert not cluster.fabric.running(VM) and not job.aborted
+    cluster.fabric.advance(job)
+    turns(cluster, 10.0, "a", "b")
+    once(cluster, "a")
+    rest(cluster)
+
+
 # ------------------------------------------------------------------------------------------------------- the reply is lost
 
 def reply_lost_by_silence() -> None:
@@ -359,7 +402,8 @@ def source_cut_off_for_good_when_its_copy_is_gone() -> None:
 
 
 SCHEDULES: tuple[Callable[[], None], ...] = (
-    arrives_paused_and_is_resumed, reply_lost_by_silence, reply_lost_by_a_reset, source_cannot_be_woken,
+    arrives_paused_and_is_resumed, process_ends_before_libvirt_looks, process_ends_and_its_daemon_dies, process_ends_and_the_destination_is_not_up,
+    reply_lost_by_silence, reply_lost_by_a_reset, source_cannot_be_woken,
     source_cut_off_while_both_are_paused, sources_libvirtd_is_killed_in_doubt,
     sources_libvirtd_is_killed_after_the_reply, destinations_libvirtd_is_killed,
     source_dies_with_a_whole_copy_elsewhere, source_is_being_fenced, source_dies_with_half_a_copy_elsewhere,

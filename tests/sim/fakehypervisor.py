@@ -33,6 +33,8 @@ class Copy:
     """libvirt writes a dump of it"""
     arrived: bool = False
     """it came by a migration; libvirt does not say so"""
+    ended: bool = False
+    """its process has ended, and libvirt has not looked yet"""
     autostart: bool = False
     """and libvirt starts it at each boot, if it is persistent"""
 
@@ -138,6 +140,14 @@ class Fabric:
         self.say(job.source, job.uuid, "gone")
         source.nudge(job.uuid)
 
+    def ends(self, job: Job) -> None:
+        """The source's libvirt has the destination's word and has killed its QEMU; it looks later (`_confirm`) whether that has helped."""
+        source = self.hosts[job.source]
+        if job.phase == "confirm" and job.uuid in source.copies:
+            source.copies[job.uuid].ended = True
+            self.say(job.source, job.uuid, "its process has ended")
+            source.nudge(job.uuid)
+
     def _indoubt(self, job: Job, source: FakeHypervisor, _dest: FakeHypervisor, here: Copy | None, _there: Copy | None, _lost: bool,
                  _resumed: bool) -> None:
         if source.answers and job.answered:
@@ -241,7 +251,8 @@ class FakeHypervisor:
         self.nudge(uuid)
 
     def qemu_dies(self, uuid: str, ending: Ending = Ending.CRASHED) -> None:
-        if self.copies.pop(uuid, None) is not None:
+        if uuid in self.copies and not self.copies[uuid].ended:
+            del self.copies[uuid]
             self.endings[uuid] = ending
             self.ends[uuid] = self.ends.get(uuid, 0) + 1
             self.fabric.say(self.name, uuid, "QEMU dies" if ending is Ending.CRASHED else "ends by itself")
@@ -276,6 +287,8 @@ class FakeHypervisor:
         incoming = any(j.uuid == uuid and j.dest == self.name and j.phase in ("perform", "finish") for j in self.fabric.jobs())
         if copy is None:
             return Local(Status.ABSENT, call=call, ending=self.endings.get(uuid, Ending.UNKNOWN))
+        if copy.ended and job is not None and call is not None and call.op == job.op:  # seen only by the process whose call it is
+            return Local(Status.ABSENT, call=call, left=True)
         return Local(copy.status, job is not None, call, moved=job.moved if job else 0, size=1 << 29 if job else 0, persistent=copy.persistent,
                      slow=uuid in self.hung, incoming=incoming and copy.status is Status.MIGRATING, other_job=copy.dumping)
 
@@ -347,6 +360,8 @@ class FakeHypervisor:
         if uuid in self.hung:
             raise HypervisorUnknown("its monitor does not answer", slow=True)
         copy = self.copies.get(uuid)
+        if copy is not None and copy.ended:
+            raise HypervisorError("its monitor is closed")
         if self.lock_held:
             self.resumes_refused += 1
             raise HypervisorError('Failed to get "write" lock')

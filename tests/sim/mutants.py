@@ -179,6 +179,20 @@ def hands_over_while_paused() -> Any:
     return planned(change)
 
 
+def waits_for_libvirts_look() -> Any:
+    """A process that has ended is not believed gone before libvirt has looked."""
+    return _situated(lambda s: replace(s, local=replace(s.local, left=False)))
+
+
+def hands_over_before_the_end() -> Any:
+    """A source that is paused by its migration counts as gone, although its process has not ended and libvirt may wake it."""
+    def situation(s: Situation) -> Situation:
+        call = s.local.call
+        late = s.local.status is Status.MIGRATING and call is not None and s.local.job
+        return replace(s, local=replace(s.local, status=Status.ABSENT, left=True)) if late else s
+    return _situated(situation)
+
+
 def runs_on_arrival() -> Any:
     """libvirt is not told to leave the copy paused."""
     return mock.patch.object(Fabric, "arrival", Status.RUNNING)
@@ -327,7 +341,8 @@ def flushed_too_early() -> Any:
 OF_MIGRATIONS: tuple[Mutation, ...] = (
     resumes_before_its_claim, takes_without_the_source, hands_over_while_paused, runs_on_arrival, no_gate_before_the_resume,
     no_patience_with_the_destination, endless_patience_with_the_destination, waits_for_a_destination_that_is_not_up, migrates_on_when_cut_off,
-    no_look_before_the_call, allows_any_call, stuck_is_paused, halted_orders_stand, flush_orders_the_halted, late_arrivals_refuse_the_start,
+    no_look_before_the_call, allows_any_call, waits_for_libvirts_look, hands_over_before_the_end,
+    stuck_is_paused, halted_orders_stand, flush_orders_the_halted, late_arrivals_refuse_the_start,
     older_daemons_are_migrated_from)
 MUTANTS: tuple[Mutation, ...] = (
     no_mine, no_claim_version, no_gate, no_keepalive_in_commit, early_death, no_read_back, one_reading, no_identity, shared_controllers,

@@ -158,7 +158,7 @@ class Oracles:
                 self._runs_where_claimed(machine, uuid, new)
         copy = self._cluster.hosts[old.node].hypervisor.copies.get(uuid)
         moved = new is None or (new.node, new.inc) != (old.node, old.inc)
-        if moved and copy is not None and not copy.arrived and not self._excluded(uuid, [old.node]):
+        if moved and copy is not None and not copy.arrived and not copy.ended and not self._excluded(uuid, [old.node]):
             raise Violation(f"I3: the claim of {uuid} has left {old.node}, where a copy is ({copy.status.value})")
 
     def _runs_where_claimed(self, machine: str, uuid: str, claim: Claim | None) -> None:

@@ -102,7 +102,10 @@ class Schedule:
                 if dice.random() < 0.6:
                     job.broken, job.wakes = job.broken or dice.random() < 0.3, dice.choice((Status.RUNNING, Status.RUNNING, Status.RUNNING, Status.STUCK))
                     lost = dice.random() < (max(self.loss, self.finish_loss) if job.phase == "finish" else self.loss)
-                    world.fabric.advance(job, lost, dice.random() < 0.5)
+                    if job.phase == "confirm" and dice.random() < 0.6:
+                        world.fabric.ends(job)
+                    else:
+                        world.fabric.advance(job, lost, dice.random() < 0.5)
         elif roll < 0.75:
             world.server.deliver(lambda _watch: dice.random() < 0.7)
         else:

@@ -185,6 +185,21 @@ def test_s4_the_claim_goes_to_the_present_life_of_the_destination(call: Call | N
     is_exactly(step, "S4", Verb.NOTHING, MINE, FENCE_B, claimed(Claim("b", "b1/0", replace(DEST_B, phase=OpPhase.GIVEN, dinc=dinc))))
 
 
+@pytest.mark.parametrize("call", [None, Call("op0", CallState.ACTIVE), ACTIVE])
+def test_s4_a_process_that_has_ended_before_libvirt_looks(call: Call | None) -> None:
+    """Only under the operation that its call is of, and only to a destination that is up; else it waits for the end of the call and aborts nothing."""
+    left = Local(Status.ABSENT, call=call, left=True)
+    step = plan(mine(OpPhase.RUN), left)
+    if call is not ACTIVE:
+        assert step == plan(mine(OpPhase.RUN), replace(left, left=False))
+        return
+    is_exactly(step, "S4", Verb.NOTHING, MINE, FENCE_B, claimed(Claim("b", "b1/0", replace(DEST_B, phase=OpPhase.GIVEN))))
+    for phase in (FencePhase.FENCING, FencePhase.FENCED):
+        step = plan(mine(OpPhase.RUN), left, seen=with_fence("b", phase), timers=Timers(dest_down_s=99.0))
+        is_exactly(step, "S3", Verb.NOTHING)
+        assert step.again_s == 1.0
+
+
 def test_s5_a_destination_that_cannot_have_it() -> None:
     closed = (MINE, claimed(Claim("a", "a1/0")), *rolled_back())
     for phase, down_s, ends in ((FencePhase.FENCED, 0.0, True), (FencePhase.FENCING, 29.0, False), (FencePhase.FENCING, 30.0, True)):

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (C) 2026 The PVC developers
-"""The planner's rows of a migration: D1-D4 and D6-D8 of its destination, S1-S7 and S9 of its source (D5 and S8 are in `planner`). Pure.
+"""The planner's rows of a migration: D1-D4 and D6-D8 of its destination, S1-S7, S9 and S10 of its source (D5 and S8 are in `planner`). Pure.
 
 **The guest runs only where the claim is.** libvirt's own hand-off cannot say who has the guest once a reply is lost, so libvirt is told to
 leave the copy at the destination paused, and only the node that holds the claim resumes it. The claim leaves the source S by S's own
-transaction, when S's copy is gone, or goes to the destination D after proof that S is dead. Nobody has to ask D for anything.
+transaction, when S's copy is gone. Nobody has to ask D for anything. A copy at D is never resumed where the guest may have executed elsewhere
+since: the disk is newer than its memory then. (One residue: D's word was lost, libvirt has woken S's copy, and it has ended, all while no
+pvcd ran on S.)
 
 *Whole* = PAUSED under an operation that names this node: it has arrived. *Half* = MIGRATING at a node that is not the source.
 *Gone* = libvirt's look-up has answered that there is no such domain; no answer is none, and waits. libvirt itself kills the source's QEMU when
@@ -16,7 +18,7 @@ claim.
 | row | claim, operation | here | also | action |
 |---|---|---|---|---|
 | D1 | other, run, dest = my node in any life | whole | S not dead | wait, however long: S decides |
-| D2 | other, run, dest = my node | whole | S proved dead | claim := me, given |
+| D2 | other, run, dest = my node | whole | S proved dead | gate, destroy: S may have run since, and the disk be newer than this memory. It is recovered |
 | D3 | other, run, dest = my node | half | S not dead | wait (S dead: D5) |
 | D4 | other, ready, dest = me | absent | order gone, or this daemon is being stopped | op null |
 | D6 | mine, given | half; or whole and the word is stop, delete | | gate, destroy |
@@ -26,6 +28,7 @@ claim.
 | S2 | mine, ready | absent | ordered | claim := '': D starts it |
 | S2 | mine, ready | else | | op null. A guest that does not execute, or a daemon of protocol 1 at D: the order is taken back too (D would offer anew) |
 | S3 | mine, run | a job (or its monitor is busy), or a call under way | order gone, D dead or without pvcd, no progress | abort (queue: withdraw); else wait |
+| S10 | mine, run | gone, and this process's call has failed | | close: it starts here anew; D's copy may be older than the disk |
 | S4 | mine, run | gone, by libvirt or `departed` | D up | claim := D in its present life, given |
 | S5 | mine, run | gone | D off, or not up for 30 s | close: it starts here. D's copy cannot run |
 | S6 | mine, run | MIGRATING or STUCK, no job, no call | | gate, resume: libvirtd was restarted, or could not wake it |
@@ -74,9 +77,8 @@ def plan_arrival(s: Situation, claim: Claim, op: Operation) -> Step | None:
     if status is Status.PAUSED and not dead:
         return Step("D1", f"arrived from {claim.node}, paused: waits for the claim", level=Level.QUIET, again_s=1.0)
     if status is Status.PAUSED:
-        proved = claims.proof(claim.node, s.view.fences[claim.node])
-        return Step("D2", f"{claim.node} is proved dead and the whole copy is here: its life goes on",
-                    changes=claims.inherit(s.me, s.record.uuid, s.claim, proved), level=Level.WARNING)
+        return Step("D2", f"{claim.node} is proved dead, and the guest may have run there after this copy was made: the copy is destroyed",
+                    Verb.DESTROY, s.claim_gate, Level.WARNING)
     if status is Status.MIGRATING and not dead:
         return Step("D3", f"arriving from {claim.node}", level=Level.QUIET, again_s=1.0)
     return None
@@ -188,6 +190,10 @@ def _under_way(s: Situation, op: Operation) -> Step:
 
 
 def _gone(s: Situation, op: Operation) -> Step:
+    call = s.local.call
+    if call is not None and call.op == op.id and call.state is CallState.FAILED:
+        return Step("S10", f"its migration to {op.dest} failed{_why(s)}, and its copy here has ended: it is started here anew",
+                    changes=claims.close(s.me, s.record, s.claim), level=Level.WARNING)
     fence = s.view.fence(op.dest)
     if fence is not None and s.view.is_up(op.dest):
         alive = claims.proof(op.dest, s.view.fences[op.dest])

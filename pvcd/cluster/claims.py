@@ -124,13 +124,6 @@ def hand_over(me: Actor, uuid: str, claim: ClaimRecord, dest_inc: str, alive: tu
     return (me.mine, *alive, _set(uuid, claim, Claim(op.dest, dest_inc, op)))
 
 
-def inherit(me: Actor, uuid: str, claim: ClaimRecord, proved: tuple[Change, ...]) -> tuple[Change, ...]:
-    """run → {me, given}, by the destination: the whole copy is here, and the source, whose fence `proved` checks, is dead."""
-    op = _phase(claim, OpPhase.GIVEN).op
-    assert op is not None
-    return (me.mine, *proved, _set(uuid, claim, Claim(me.node, me.inc, replace(op, v=2))))
-
-
 def take_running(me: Actor, uuid: str, claim: ClaimRecord) -> tuple[Change, ...]:
     """run of protocol 1 → {me}: the destination runs the guest."""
     return (me.mine, _set(uuid, claim, Claim(me.node, me.inc)))

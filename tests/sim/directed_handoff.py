@@ -126,6 +126,19 @@ def reply_lost_by_a_reset() -> None:
     rest(cluster)
 
 
+def woken_source_ends_at_once() -> None:
+    """libvirt wakes it, and its QEMU dies before its daemon has looked: what has arrived is older than the disk, and is not resumed."""
+    cluster, job = arrived(lost=True)
+    job.broken = True
+    cluster.fabric.advance(job)
+    assert cluster.fabric.running(VM) == ["a"]
+    cluster.hosts["a"].hypervisor.qemu_dies(VM)
+    turns(cluster, 10.0, *cluster.names)
+    once(cluster, "a")
+    assert starts(cluster) == 2
+    rest(cluster)
+
+
 def source_cannot_be_woken() -> None:
     """libvirt 9.2 and later say so (PAUSED 14): the source is resumed by its pvcd, and not taken for paused by somebody (A9)."""
     cluster, job = arrived(lost=True)
@@ -157,11 +170,12 @@ def sources_libvirtd_is_killed_in_doubt() -> None:
 
 
 def sources_libvirtd_is_killed_after_the_reply() -> None:
-    """The source's copy is gone: it is given away, and the life goes on."""
+    """The source's copy is gone and its call has failed, so the guest may have executed since: it starts anew."""
     cluster, _ = arrived()
     cluster.hosts["a"].hypervisor.libvirtd_dies()
     turns(cluster, 10.0, *cluster.names)
-    one_life(cluster, "c")
+    once(cluster, "a")
+    assert starts(cluster) == 2
     rest(cluster)
 
 
@@ -183,13 +197,14 @@ def destinations_libvirtd_is_killed() -> None:
 # -------------------------------------------------------------------------------------------------------------- hosts die
 
 def source_dies_with_a_whole_copy_elsewhere() -> None:
-    """Only the proof gives the destination the claim, and the life goes on there; the janitor is patient for as long."""
+    """It may have woken its own before: the copy is not resumed, and after the proof the VM starts anew."""
     cluster, _ = arrived()
     dies(cluster, "a")
     turns(cluster, 20.0, *cluster.names)
     assert not cluster.fabric.running(VM)
     turns(cluster, 40.0, *cluster.names)
-    one_life(cluster, "c")
+    once(cluster, "b", "c")
+    assert starts(cluster) == 2
     rest(cluster)
 
 
@@ -393,17 +408,18 @@ def source_cut_off_when_its_copy_is_gone() -> None:
 
 
 def source_cut_off_for_good_when_its_copy_is_gone() -> None:
-    """... or until it is proved dead: the life goes on."""
+    """... or until it is proved dead: nobody knows that it has not woken its copy, so the VM starts anew."""
     cluster = gone()
     cluster.hosts["a"].zk.cut()
     turns(cluster, 60.0, *cluster.names)
-    one_life(cluster, "c")
+    once(cluster, "b", "c")
+    assert starts(cluster) == 2
     rest(cluster)
 
 
 SCHEDULES: tuple[Callable[[], None], ...] = (
     arrives_paused_and_is_resumed, process_ends_before_libvirt_looks, process_ends_and_its_daemon_dies, process_ends_and_the_destination_is_not_up,
-    reply_lost_by_silence, reply_lost_by_a_reset, source_cannot_be_woken,
+    reply_lost_by_silence, reply_lost_by_a_reset, woken_source_ends_at_once, source_cannot_be_woken,
     source_cut_off_while_both_are_paused, sources_libvirtd_is_killed_in_doubt,
     sources_libvirtd_is_killed_after_the_reply, destinations_libvirtd_is_killed,
     source_dies_with_a_whole_copy_elsewhere, source_is_being_fenced, source_dies_with_half_a_copy_elsewhere,

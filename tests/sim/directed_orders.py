@@ -136,30 +136,6 @@ def the_source_restarts_between_order_and_offer() -> None:
     one_life(cluster, "c")
 
 
-def late_inheritance() -> None:
-    """The source is dead, and the destination about to take the claim of the whole copy; it stands still for so long that b has recovered the VM
-    and runs it: b keeps it, by the claim's version alone.
-    """
-    cluster, _ = arrived()
-    dies(cluster, "a")
-    cluster.server.put(schema.node_key("c", "domainstate"), "flushed")
-    held: list[str] = []
-
-    def interrupt(daemon: Daemon, what: str) -> None:
-        if daemon.host.name == "c" and what == "commit" and not held and "domain" in {key[0] for key in daemon.queue._running}:
-            held.append(what)
-            for _ in range(12):
-                turns(cluster, 4.0, "b")
-                daemon.keepalive.round()  # c is alive, and so slow
-            assert cluster.fabric.running(VM) == ["b"]
-    cluster.interrupt = interrupt
-    declared_off(cluster, "a")
-    turns(cluster, 10.0, *cluster.names)
-    assert held
-    once(cluster, "b")
-    rest(cluster)
-
-
 def claim_is_gone_right_before_the_resume() -> None:
     """The destination has decided to resume, and stands still; it is declared off, and b starts the VM: the gate stops the late resume."""
     cluster = gone()
@@ -377,7 +353,6 @@ def upgraded_in_the_middle() -> None:
 SCHEDULES: tuple[Callable[[], None], ...] = (
     arrives_in_a_later_life, arrives_in_a_life_that_is_not_registered, reboots_while_the_memory_moves,
     a_call_that_no_operation_allows, a_call_that_no_operation_allows_and_wins, a_stray_outlives_its_operation, the_source_restarts_between_order_and_offer,
-    late_inheritance,
     claim_is_gone_right_before_the_resume, stopped_when_it_has_arrived,
     cancelled_when_it_has_arrived, the_lock_is_somebody_elses, cancelled_in_the_queue,
     the_order_changes_right_before_the_call, halted_guests_are_refused_once,

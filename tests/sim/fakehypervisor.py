@@ -35,6 +35,8 @@ class Copy:
     """it came by a migration; libvirt does not say so"""
     ended: bool = False
     """its process has ended, and libvirt has not looked yet"""
+    stale: bool = False
+    """the guest has executed elsewhere since this copy was made"""
     autostart: bool = False
     """and libvirt starts it at each boot, if it is persistent"""
 

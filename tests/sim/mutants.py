@@ -18,7 +18,7 @@ from pvcd.local import Status
 from pvcd.situation import Situation, Step, Verb
 
 from .fakehypervisor import Fabric
-from .mutant_tools import Mutation, filtered, planned
+from .mutant_tools import Mutation, filtered, planned, situated
 from .mutants_hosts import OF_HOSTS, OF_STARTS
 
 
@@ -165,8 +165,29 @@ def resumes_before_its_claim() -> Any:
 def takes_without_the_source() -> Any:
     """The destination takes the claim of what has arrived, without the source's transaction or a proof of its death."""
     def change(s: Situation, step: Step) -> Step:
-        return replace(step, changes=claims.inherit(s.me, s.record.uuid, s.claim, ())) if step.row == "D1" else step
+        return replace(step, changes=taken(s)) if step.row == "D1" else step
     return planned(change)
+
+
+def taken(s: Situation, *proved: Change) -> tuple[Change, ...]:
+    """The destination's own transaction, run → {me, given}."""
+    op = replace(s.claim.value.op, phase=schema.OpPhase.GIVEN)  # type: ignore[union-attr,type-var]
+    return (s.me.mine, *proved, Write(schema.claim(s.record.uuid), records.Claim(s.me.node, s.me.inc, op).encode(), s.claim.version))
+
+
+def takes_after_the_proof() -> Any:
+    """The destination goes on with the life of a source that is proved dead, and may have executed since."""
+    def change(s: Situation, step: Step) -> Step:
+        if step.row != "D2":
+            return step
+        holder = s.claim.value.node  # type: ignore[union-attr]
+        return replace(step, verb=Verb.NOTHING, changes=taken(s, *claims.proof(holder, s.view.fences[holder])))
+    return planned(change)
+
+
+def whatever_is_gone_has_left() -> Any:
+    """The source gives the claim on although libvirt said that the migration has failed."""
+    return situated(lambda s: replace(s, local=replace(s.local, call=None)) if s.local.status is Status.ABSENT and not s.local.left else s)
 
 
 def hands_over_while_paused() -> Any:
@@ -181,7 +202,7 @@ def hands_over_while_paused() -> Any:
 
 def waits_for_libvirts_look() -> Any:
     """A process that has ended is not believed gone before libvirt has looked."""
-    return _situated(lambda s: replace(s, local=replace(s.local, left=False)))
+    return situated(lambda s: replace(s, local=replace(s.local, left=False)))
 
 
 def hands_over_before_the_end() -> Any:
@@ -190,7 +211,7 @@ def hands_over_before_the_end() -> Any:
         call = s.local.call
         late = s.local.status is Status.MIGRATING and call is not None and s.local.job
         return replace(s, local=replace(s.local, status=Status.ABSENT, left=True)) if late else s
-    return _situated(situation)
+    return situated(situation)
 
 
 def runs_on_arrival() -> Any:
@@ -341,7 +362,7 @@ def flushed_too_early() -> Any:
 OF_MIGRATIONS: tuple[Mutation, ...] = (
     resumes_before_its_claim, takes_without_the_source, hands_over_while_paused, runs_on_arrival, no_gate_before_the_resume,
     no_patience_with_the_destination, endless_patience_with_the_destination, waits_for_a_destination_that_is_not_up, migrates_on_when_cut_off,
-    no_look_before_the_call, allows_any_call, waits_for_libvirts_look, hands_over_before_the_end,
+    no_look_before_the_call, allows_any_call, waits_for_libvirts_look, takes_after_the_proof, whatever_is_gone_has_left, hands_over_before_the_end,
     stuck_is_paused, halted_orders_stand, flush_orders_the_halted, late_arrivals_refuse_the_start,
     older_daemons_are_migrated_from)
 MUTANTS: tuple[Mutation, ...] = (

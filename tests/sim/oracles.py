@@ -46,7 +46,7 @@ CLAIM_MOVES: tuple[Who, ...] = (
     ("free", "held", "new"), ("held", "free", "holder"), ("held", "free", "anybody + holder dead"),
     ("held", "ready", "dest"), ("ready", "held", "holder"), ("ready", "held", "dest"), ("ready", "free", "holder"), ("ready", "run", "holder"),
     ("run", "held", "holder"),
-    ("run", "given by dest", "holder"), ("run", "given by dest", "dest + holder dead"), ("run", "held by dest", "dest + old"),
+    ("run", "given by dest", "holder"), ("run", "held by dest", "dest + old"),
     ("given", "held", "holder"), *((phase, "free", "anybody + holder dead") for phase in ("ready", "run", "given")))
 
 
@@ -226,7 +226,7 @@ class Oracles:
         self._count(client, f"fence {name} {new.phase.value} {new.inc}")
         before, inc_before = getattr(old, "phase", None), getattr(old, "inc", new.inc)
         if new.phase is FencePhase.UP and new.inc != inc_before:
-            self._registered(client, host)
+            self._registered(client, host, before is FencePhase.FENCED)
         if new.inc != inc_before or new.phase in (FencePhase.FENCED, FencePhase.REMOVED) or new.forced:
             self._shaken[name] = self._cluster.now
         if new.phase is FencePhase.FENCING and before is not new.phase and not new.forced:
@@ -247,12 +247,12 @@ class Oracles:
         """The machine whose present boot this incarnation belongs to."""
         return next((host for host in self._cluster.hosts.values() if inc.rpartition("/")[0] == host.identity), None)
 
-    def _registered(self, client: str, host: Host) -> None:
-        """I3: a boot is the proof that the last one is over, unless another machine of that name lives."""
+    def _registered(self, client: str, host: Host, proved: bool) -> None:
+        """I3: a boot is the proof that the last one is over, unless another machine of that name lives. `proved`: it was fenced."""
         now = self._cluster.now
         me = self._cluster.hosts.get(client, host)
         twins = [twin for twin in self._cluster.hosts.values() if twin.name == host.name and twin is not me and twin.power]
-        if twins and now - host.last_keepalive < 2 * TICK_S:
+        if twins and not proved and now - host.last_keepalive < 2 * TICK_S:
             raise Violation(f"I3: {client} registers as {host.name}, and {twins[0].key} wrote a keepalive {now - host.last_keepalive:.1f} s ago")
         if twins:
             raise Outside(f"{client} takes the place of {twins[0].key}, which nobody has heard of for two ticks")
@@ -292,6 +292,17 @@ class Oracles:
             raise Violation(f"I1: {uuid} runs on {running}")
         if self._cluster.strict and running == [machine]:
             self._runs_where_claimed(machine, uuid, self._cluster.claim(uuid))
+        if running:
+            self._older_than_its_disk(running[0], uuid)
+
+    def _older_than_its_disk(self, running: str, uuid: str) -> None:
+        """I4: once a guest has executed anywhere else, a copy that has arrived before is never resumed: its memory is older than the disk."""
+        if self._cluster.hosts[running].hypervisor.copies[uuid].stale:
+            raise Violation(f"I4: {uuid} is resumed on {running}, and it has executed elsewhere since this copy was made")
+        for name, host in self._cluster.hosts.items():
+            copy = host.hypervisor.copies.get(uuid)
+            if name != running and copy is not None and copy.arrived:
+                copy.stale = True
 
     def _excluded(self, uuid: str, running: list[str]) -> bool:
         """Outside the promises: a controller that reports off for a machine that runs, is silent, and does not hear of it; what libvirt

@@ -119,7 +119,7 @@ def table() -> list[Row]:
 
 def test_every_row_is_reached(table: list[Row]) -> None:
     rows = Counter(step.row for _, _, step in table)
-    of_migrations = {"D1", "D2", "D3", "D4", "D5", "D6", "D7", "D8", "S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "J1", "V1", "V2"}
+    of_migrations = {"D1", "D2", "D3", "D4", "D5", "D6", "D7", "D8", "S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8", "S10", "J1", "V1", "V2"}
     in_recovery = {12}
     assert set(rows) == of_migrations | {0, 7, *range(9, 17), *range(28, 45)} - in_recovery - {14}
     assert len(table) > 50_000
@@ -173,14 +173,14 @@ def test_unknown_words_start_stop_and_move_nothing(table: list[Row]) -> None:
             assert not any(c.path == schema.domain_key(UUID, "state") and isinstance(c, Write) for c in step.changes)
             assert step.verb not in (Verb.CREATE, Verb.SHUT_DOWN, Verb.MIGRATE) or step.row == 42
             if step.verb is Verb.DESTROY:
-                assert step.row in ("D5", "D6", "V2", 36, 42)
+                assert step.row in ("D2", "D5", "D6", "V2", 36, 42)
 
 
 ALLOWED = {  # from what the claim is to what it may become, by whom: the table of claims, without what the janitor does
-    ("free", "mine"), ("other", "ready for me"), ("ready for me", "other"), ("run for me", "mine given"), ("mine ready", "mine"),
+    ("free", "mine"), ("other", "ready for me"), ("ready for me", "other"), ("mine ready", "mine"),
     ("mine ready", "mine run"), ("mine ready", "free"), ("mine run", "handed over"), ("mine run", "mine"), ("mine given", "mine"), ("mine", "free"),
     ("other", "free"), ("ready for me", "free"), ("run for me", "free"), ("given for me", "free"), ("gone", "free"),
-    ("old run for me", "mine"), ("old run for me", "mine given"), ("old run for me", "free")}
+    ("old run for me", "mine"), ("old run for me", "free")}
 
 
 def kind(claim: Claim | None) -> str:

@@ -109,8 +109,6 @@ def test_the_moves_of_a_claim() -> None:
     is_exactly(claims.hand_over(ME, UUID, read(replace(HELD, op=replace(op, v=1))), "b2/0", (fence,)), MINE, fence,
                claimed(Claim("b", "b2/0", replace(op, phase=OpPhase.GIVEN))))
     run = replace(DEST_A, phase=OpPhase.RUN)
-    is_exactly(claims.inherit(ME, UUID, read(replace(OTHERS, op=replace(run, v=1))), (fence,)), MINE, fence,
-               claimed(replace(HELD, op=replace(run, phase=OpPhase.GIVEN))))
     is_exactly(claims.take_running(ME, UUID, read(replace(OTHERS, op=run))), MINE, claimed(HELD))
     is_exactly(claims.landed(ME, UUID, read(replace(HELD, op=replace(run, phase=OpPhase.GIVEN)))), MINE, claimed(HELD))
     is_exactly(claims.free(ME, r, read(HELD)), MINE, STATE, HOME, claimed(None))

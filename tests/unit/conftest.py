@@ -5,6 +5,11 @@ from __future__ import annotations
 
 import pytest
 from client import Pvc
+from hypothesis import HealthCheck, settings
+
+# What the machine does beside the tests is not what they are about.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.fixture

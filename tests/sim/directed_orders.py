@@ -206,6 +206,34 @@ def cancelled_in_the_queue() -> None:
         assert not cluster.fabric.jobs()
 
 
+def late_withdrawal() -> None:
+    """The order is taken back, and c about to withdraw its offer; it stands still while the order comes again, and the guest moves. Its
+    transaction is late: nothing but the claim's version says so.
+    """
+    cluster = world()
+    order(cluster, hypervisor="c", state="migrate")
+    until(cluster, lambda: phase(cluster) is OpPhase.READY, "b", "c")
+    order(cluster, hypervisor="a", state="start")
+    held: list[str] = []
+
+    def interrupt(daemon: Daemon, what: str) -> None:
+        if daemon.host.name == "c" and what == "commit" and not held and "domain" in {key[0] for key in daemon.queue._running}:
+            held.append(what)
+            order(cluster, hypervisor="c", state="migrate")
+            until(cluster, lambda: bool(cluster.fabric.jobs()), "a")
+            job = cluster.fabric.jobs()[0]
+            for _ in range(5):
+                cluster.fabric.advance(job)
+            until(cluster, lambda: phase(cluster) is OpPhase.GIVEN, "a")
+            daemon.keepalive.round()
+    cluster.interrupt = interrupt
+    turns(cluster, 10.0, "b", "c")
+    assert held
+    cluster.run(30.0)
+    one_life(cluster, "c")
+    rest(cluster)
+
+
 def the_order_changes_right_before_the_call() -> None:
     """The worker looks at the order right before it calls."""
     cluster = world()
@@ -355,6 +383,6 @@ SCHEDULES: tuple[Callable[[], None], ...] = (
     a_call_that_no_operation_allows, a_call_that_no_operation_allows_and_wins, a_stray_outlives_its_operation, the_source_restarts_between_order_and_offer,
     claim_is_gone_right_before_the_resume, stopped_when_it_has_arrived,
     cancelled_when_it_has_arrived, the_lock_is_somebody_elses, cancelled_in_the_queue,
-    the_order_changes_right_before_the_call, halted_guests_are_refused_once,
+    late_withdrawal, the_order_changes_right_before_the_call, halted_guests_are_refused_once,
     halted_guests_are_refused_once_by_a_late_look, guest_ends_before_its_offer_is_seen, halted_guests_block_a_flush, paused_by_hand_in_the_data_phase,
     an_older_source_is_refused, an_older_destinations_offer_is_taken_back, upgraded_in_the_middle)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # Copyright (C) 2026 The PVC developers
-"""The planner's rows of a migration: D1-D4 and D6-D8 of its destination, S1-S7, S9 and S10 of its source (D5 and S8 are in `planner`). Pure.
+"""The planner's rows of a migration: D1-D4 and D6-D8 of its destination, S1-S7 and S9 of its source (D5 and S8 are in `planner`). Pure.
 
 **The guest runs only where the claim is.** libvirt's own hand-off cannot say who has the guest once a reply is lost, so libvirt is told to
 leave the copy at the destination paused, and only the node that holds the claim resumes it. The claim leaves the source S by S's own
 transaction, when S's copy is gone. Nobody has to ask D for anything. A copy at D is never resumed where the guest may have executed elsewhere
-since: the disk is newer than its memory then. (One residue: D's word was lost, libvirt has woken S's copy, and it has ended, all while no
-pvcd ran on S.)
+since: the disk is newer than its memory then. (One residue: D's word was lost, libvirt has
+woken S's copy, and that has ended before S has closed the operation, within a second. An error of the call does not tell this from a call
+that has lost libvirtd when all was done, and that life must go on.)
 
 *Whole* = PAUSED under an operation that names this node: it has arrived. *Half* = MIGRATING at a node that is not the source.
 *Gone* = libvirt's look-up has answered that there is no such domain; no answer is none, and waits. libvirt itself kills the source's QEMU when
@@ -28,7 +29,6 @@ claim.
 | S2 | mine, ready | absent | ordered | claim := '': D starts it |
 | S2 | mine, ready | else | | op null. A guest that does not execute, or a daemon of protocol 1 at D: the order is taken back too (D would offer anew) |
 | S3 | mine, run | a job (or its monitor is busy), or a call under way | order gone, D dead or without pvcd, no progress | abort (queue: withdraw); else wait |
-| S10 | mine, run | gone, and this process's call has failed | | close: it starts here anew; D's copy may be older than the disk |
 | S4 | mine, run | gone, by libvirt or `departed` | D up | claim := D in its present life, given |
 | S5 | mine, run | gone | D off, or not up for 30 s | close: it starts here. D's copy cannot run |
 | S6 | mine, run | MIGRATING or STUCK, no job, no call | | gate, resume: libvirtd was restarted, or could not wake it |
@@ -190,10 +190,6 @@ def _under_way(s: Situation, op: Operation) -> Step:
 
 
 def _gone(s: Situation, op: Operation) -> Step:
-    call = s.local.call
-    if call is not None and call.op == op.id and call.state is CallState.FAILED:
-        return Step("S10", f"its migration to {op.dest} failed{_why(s)}, and its copy here has ended: it is started here anew",
-                    changes=claims.close(s.me, s.record, s.claim), level=Level.WARNING)
     fence = s.view.fence(op.dest)
     if fence is not None and s.view.is_up(op.dest):
         alive = claims.proof(op.dest, s.view.fences[op.dest])

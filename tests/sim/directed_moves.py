@@ -41,12 +41,12 @@ def settled(cluster: Cluster, *homes: str) -> None:
 # -------------------------------------------------------------------------------------------------------------- 62-70, 84
 
 def source_qemu_is_killed() -> None:
-    """62-70: in each phase. Its guest is gone; it ends up running once. In doubt it may have executed before: the copy elsewhere is not resumed."""
+    """62-70: in each phase. Its guest is gone, or has arrived at the destination; it ends up running once."""
     for phase in PHASES:
         cluster, _ = at(phase)
         cluster.hosts["a"].hypervisor.qemu_dies(VM)
         settled(cluster)
-        assert starts(cluster) == 2, phase
+        assert starts(cluster) == (1 if phase == "indoubt" else 2), phase
         rest(cluster)
 
 

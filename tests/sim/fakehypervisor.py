@@ -35,8 +35,8 @@ class Copy:
     """it came by a migration; libvirt does not say so"""
     ended: bool = False
     """its process has ended, and libvirt has not looked yet"""
-    stale: tuple[str, int, object] | None = None
-    """where the guest has executed since this copy was made: the host, its boot, the pvcd that ran there then"""
+    stale: tuple[str, int] | None = None
+    """where the guest has executed since this copy was made: the host and its boot"""
     autostart: bool = False
     """and libvirt starts it at each boot, if it is persistent"""
 

@@ -185,11 +185,6 @@ def takes_after_the_proof() -> Any:
     return planned(change)
 
 
-def whatever_is_gone_has_left() -> Any:
-    """The source gives the claim on although libvirt said that the migration has failed."""
-    return situated(lambda s: replace(s, local=replace(s.local, call=None)) if s.local.status is Status.ABSENT and not s.local.left else s)
-
-
 def hands_over_while_paused() -> Any:
     """The source gives the claim away while its own copy is paused, and not gone."""
     def change(s: Situation, step: Step) -> Step:
@@ -362,7 +357,7 @@ def flushed_too_early() -> Any:
 OF_MIGRATIONS: tuple[Mutation, ...] = (
     resumes_before_its_claim, takes_without_the_source, hands_over_while_paused, runs_on_arrival, no_gate_before_the_resume,
     no_patience_with_the_destination, endless_patience_with_the_destination, waits_for_a_destination_that_is_not_up, migrates_on_when_cut_off,
-    no_look_before_the_call, allows_any_call, waits_for_libvirts_look, takes_after_the_proof, whatever_is_gone_has_left, hands_over_before_the_end,
+    no_look_before_the_call, allows_any_call, waits_for_libvirts_look, takes_after_the_proof, hands_over_before_the_end,
     stuck_is_paused, halted_orders_stand, flush_orders_the_halted, late_arrivals_refuse_the_start,
     older_daemons_are_migrated_from)
 MUTANTS: tuple[Mutation, ...] = (

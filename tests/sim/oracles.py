@@ -298,19 +298,19 @@ class Oracles:
     def _older_than_its_disk(self, running: str, uuid: str) -> None:
         """I4: once a guest has executed anywhere else, a copy that has arrived before is never resumed: its memory is older than the disk.
 
-        Not judged is the residue that `handoff` names: the process on the source that knew of the failed call has ended since.
+        Not judged is the residue that `handoff` names: the woken copy has ended, and its own node, in that boot, has given the claim.
         """
         since = self._cluster.hosts[running].hypervisor.copies[uuid].stale
         if since is not None:
-            name, boot, daemon = since
+            name, boot = since
             source = self._cluster.hosts[name]
-            if not (source.power and source.boot == boot and source.daemon is not daemon):
+            if not (source.power and source.boot == boot):
                 raise Violation(f"I4: {uuid} is resumed on {running}, and it has executed elsewhere since this copy was made")
         source = self._cluster.hosts[running]
         for name, host in self._cluster.hosts.items():
             copy = host.hypervisor.copies.get(uuid)
             if name != running and copy is not None and copy.arrived:
-                copy.stale = (running, source.boot, source.daemon)
+                copy.stale = (running, source.boot)
 
     def _excluded(self, uuid: str, running: list[str]) -> bool:
         """Outside the promises: a controller that reports off for a machine that runs, is silent, and does not hear of it; what libvirt

@@ -214,7 +214,7 @@ def _crashed(s: Situation) -> Step:
     if s.preserved and s.state is VMState.START and s.homed_here:
         return Step(36, "crashed, and its definition says on_crash=preserve: left as it is, does not run. "
                     f"When you have looked at it: pvc vm restart {_called(s)}", level=Level.CRITICAL)
-    return Step(36, "crashed: what is left of it goes", Verb.DESTROY, s.gate, Level.WARNING)
+    return Step(36, "crashed: what is left of it is destroyed", Verb.DESTROY, s.gate, Level.WARNING)
 
 
 def _called(s: Situation) -> str:
